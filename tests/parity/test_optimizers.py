@@ -42,7 +42,8 @@ def test_rates_equal_timm_called_after_each_step():
         rates.append(optimizer.param_groups[0]["lr"])
         scheduler.step_update(update)
     actual = make_schedule(official(), TOTAL)(jnp.arange(TOTAL + 5))
-    np.testing.assert_allclose(actual, rates, rtol=1e-5)
+    # Optax forms the rise in float32 from the peak down: the first rates carry the rounding of the peak.
+    np.testing.assert_allclose(actual, rates, rtol=1e-5, atol=1e-7 * 1e-2)
 
 
 def test_one_hundred_updates_equal_torch():
@@ -55,10 +56,8 @@ def test_one_hundred_updates_equal_torch():
     ]
 
     weights = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
-    groups = [
-        {"params": [weights["kernel"]], "weight_decay": 0.05},
-        {"params": [weights["bias"]], "weight_decay": 0.0},
-    ]
+    decays = {"kernel": 0.05, "bias": 0.0}
+    groups = [{"params": [weight], "weight_decay": decays[name]} for name, weight in weights.items()]
     reference = torch.optim.AdamW(groups, lr=1e-2)
     scheduler = timm_cosine(reference)
 
