@@ -70,7 +70,7 @@ class Classification:
         changed = dict(changed)
         sown = jax.tree.leaves(changed.pop(AUXILIARY, {}))
         if sown:
-            metrics["auxiliary_loss"] = sum(jnp.sum(value, dtype=jnp.float32) for value in sown)
+            metrics["auxiliary_loss"] = jnp.stack([jnp.sum(value, dtype=jnp.float32) for value in sown]).sum()
             loss = loss + metrics["auxiliary_loss"]
         return loss, {"loss": loss, **metrics}, changed
 
@@ -81,7 +81,7 @@ class Classification:
         looks at all. Ties go to the lower class, so constant logits score no better than one class.
         """
         prepared = self.prepare_eval(batch)
-        logits = self._checked(self.model.apply(variables, prepared["image"], train=False))
+        logits = self._logits(variables, prepared["image"])
         valid, label = prepared["mask"] > 0, prepared["label"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, label, 0))
         _, ranked = jax.lax.top_k(logits, min(5, self.num_classes))
@@ -92,10 +92,12 @@ class Classification:
 
     def predict(self, variables: Variables, batch: Batch) -> Float[Array, "B K"]:
         """Probabilities, float32, for an evaluation batch."""
-        logits = self.model.apply(variables, self.prepare_eval(batch)["image"], train=False)
-        return jax.nn.softmax(self._checked(logits))
+        return jax.nn.softmax(self._logits(variables, self.prepare_eval(batch)["image"]))
 
-    def _checked(self, logits: Array) -> Float[Array, "B K"]:
+    def _logits(self, variables: Variables, images: Float[Array, "B H W 3"]) -> Float[Array, "B K"]:
+        return self._checked(self.model.apply(variables, images, train=False))
+
+    def _checked(self, logits: Any) -> Float[Array, "B K"]:
         if logits.shape[-1] != self.num_classes:
             raise ValueError(
                 f"the model has {logits.shape[-1]} logits and the data {self.num_classes} classes; "

@@ -43,18 +43,14 @@ class ScheduleConfig:
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 (no warm-up) or more")
         if self.kind == "step" and self.decay_every < 1:
-            raise ValueError(
-                f"decay_every is {self.decay_every}; kind 'step' needs the updates between two falls"
-            )
+            raise ValueError(f"decay_every is {self.decay_every}; kind 'step' needs the updates between two falls")
         if self.kind == "multistep":
             if not self.milestones:
                 raise ValueError("kind 'multistep' needs milestones, the updates at which the rate falls")
             if list(self.milestones) != sorted(set(self.milestones)):
                 raise ValueError(f"milestones {self.milestones} must rise, each one once")
             if self.milestones[0] < self.warmup_steps:
-                raise ValueError(
-                    f"milestone {self.milestones[0]} lies inside the {self.warmup_steps} of warm-up"
-                )
+                raise ValueError(f"milestone {self.milestones[0]} lies inside the {self.warmup_steps} of warm-up")
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,7 @@ class OptimizerConfig:
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or None for no clipping")
         if self.schedule.kind in ("cosine", "linear") and self.schedule.min_lr > self.learning_rate:
-            raise ValueError(
-                f"schedule.min_lr is {self.schedule.min_lr}, above the learning_rate {self.learning_rate}"
-            )
+            raise ValueError(f"schedule.min_lr is {self.schedule.min_lr}, above the learning_rate {self.learning_rate}")
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -109,6 +103,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     plan, peak = config.schedule, config.learning_rate
     warmup = plan.warmup_steps
     fall = max(total_steps - warmup, 1)
+    after: optax.Schedule
     match plan.kind:
         case "cosine":
             after = optax.cosine_decay_schedule(peak, fall, alpha=plan.min_lr / peak if peak else 0.0)
@@ -120,14 +115,12 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
             staircase = optax.exponential_decay(peak, plan.decay_every, plan.decay_rate, staircase=True)
 
             def after(count):  # join_schedules counts from the end of the warm-up, these falls from the start
-                return staircase(count + warmup)
+                return staircase(jnp.asarray(count) + warmup)
         case "multistep":
             falls = {milestone - warmup: plan.decay_rate for milestone in plan.milestones}
             after = optax.piecewise_constant_schedule(peak, falls)
         case unknown:
-            raise ValueError(
-                f"unknown schedule {unknown!r}; known: cosine, linear, constant, step, multistep"
-            )
+            raise ValueError(f"unknown schedule {unknown!r}; known: cosine, linear, constant, step, multistep")
 
     rate = after
     if warmup:
@@ -144,9 +137,16 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def learning_rate_at(config: OptimizerConfig, total_steps: int, step: int) -> float:
-    """The rate that update `step` (from 0) of a run of `total_steps` uses, as a number on the host."""
-    with jax.transfer_guard("allow"):
-        return float(make_schedule(config, total_steps)(step))
+    """The rate that update `step` (from 0) of a run of `total_steps` uses, as a number on the host.
+
+    Computed on the host's own CPU where JAX has it: on an accelerator the number would wait for the step before it.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names accelerators only
+        device = None
+    with jax.default_device(device), jax.transfer_guard("allow"):
+        return jnp.asarray(make_schedule(config, total_steps)(step)).item()
 
 
 def decay_mask(params: PyTree, no_decay: tuple[str, ...] = (), decay_vectors: bool = False) -> PyTree:

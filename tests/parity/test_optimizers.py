@@ -9,9 +9,7 @@ import pytest
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig, make_optimizer, make_schedule
 
 torch = pytest.importorskip("torch", reason="parity needs the extra: pip install 'flashjax[parity]'")
-timm_scheduler = pytest.importorskip(
-    "timm.scheduler", reason="parity needs the extra: pip install 'flashjax[parity]'"
-)
+timm_scheduler = pytest.importorskip("timm.scheduler", reason="parity needs the extra: pip install 'flashjax[parity]'")
 
 TOTAL, WARMUP = 60, 12
 
@@ -51,8 +49,7 @@ def test_one_hundred_updates_equal_torch():
     shapes = {"kernel": (5, 3), "bias": (3,)}
     start = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     gradients = [
-        {name: (3 * draw.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(100)
+        {name: (3 * draw.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()} for _ in range(100)
     ]
 
     weights = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}

@@ -148,9 +148,7 @@ def test_adamw_equals_three_steps_by_hand():
         schedule=ScheduleConfig("linear", warmup_steps=1, warmup_init_lr=0.05),
     )
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
-    gradients = [
-        {"kernel": jnp.array([[0.3 * k, -2.0]]), "bias": jnp.array([0.1 * k])} for k in (1.0, -1.0, 2.0)
-    ]
+    gradients = [{"kernel": jnp.array([[0.3 * k, -2.0]]), "bias": jnp.array([0.1 * k])} for k in (1.0, -1.0, 2.0)]
     x = {name: np.asarray(value, np.float64) for name, value in params.items()}
     m = {name: 0 * value for name, value in x.items()}
     v = {name: 0 * value for name, value in x.items()}
