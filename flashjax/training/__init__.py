@@ -1,0 +1,31 @@
+"""The sharded trainer: ``fit(Experiment)``."""
+
+from flashjax.training.experiment import (
+    CheckpointConfig,
+    Experiment,
+    Objective,
+    Pipeline,
+    RunConfig,
+    TrainConfig,
+)
+from flashjax.training.loop import Result, fit
+from flashjax.training.mesh import MeshConfig
+from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig
+from flashjax.training.program import Program, evaluate, load_best
+
+__all__ = [
+    "CheckpointConfig",
+    "Experiment",
+    "MeshConfig",
+    "Objective",
+    "OptimizerConfig",
+    "Pipeline",
+    "Program",
+    "Result",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "evaluate",
+    "fit",
+    "load_best",
+]

@@ -1,0 +1,163 @@
+"""Orbax checkpoints of a run: written asynchronously, the best and the newest kept, restored onto any mesh."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from flashjax.training.experiment import CheckpointConfig
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class Checkpoints:
+    """The ``checkpoints/`` directory of a run; one subdirectory a step.
+
+    Args:
+        directory: made if it does not exist, unless ``read_only``.
+        read_only: never writes or deletes.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, read_only: bool = False):
+        self.directory = directory.absolute()
+        self.config = config
+        if read_only and not self.directory.is_dir():
+            raise CheckpointError(f"no checkpoints at {directory}: train first, or name the run with --workdir")
+        policies = checkpoint_managers
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            # What a killed run left half-written is never a step; it is cleared away here.
+            cleanup_tmp_directories=not read_only,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(config.keep),
+                    policies.BestN(
+                        get_metric_fn=self._score, n=1, reverse=False, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        value = metrics.get(self.config.metric, math.nan)
+        if math.isnan(value):
+            return -math.inf
+        return value if self.config.mode == "max" else -value
+
+    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Starts writing ``state``; returns when it has been copied off the device. A step is written once."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics, force=True
+        )
+
+    def wait(self) -> None:
+        """Until every write has reached the disk; raises what went wrong there."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that were written whole, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def best(self) -> int | None:
+        """The step with the best ``metric``; the newest where no checkpoint carries metrics."""
+        scored = [
+            (self._score(metrics), step)
+            for step in self.steps()
+            if (metrics := self._manager.metrics(step)) is not None
+        ]
+        return max(scored)[1] if scored else self.latest()
+
+    def path(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The state of ``step`` on the shardings of ``abstract_state`` (a tree of ``ShapeDtypeStruct``).
+
+        Raises:
+            CheckpointError: naming the step, what is wrong with it, and the steps that are left to try.
+        """
+        self._check_shapes(step, abstract_state)
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} cannot be read: {_first_line(error)}{self._others(step)}"
+            ) from error
+        return restored["state"]
+
+    def _others(self, step: int) -> str:
+        older = [s for s in self.steps() if s < step]
+        if not older:
+            return "; there is no older one: start afresh in another --workdir"
+        return (
+            f"; an older one is whole as far as its listing says: move {self.path(step)} away to resume at {older[-1]}"
+        )
+
+    def _check_shapes(self, step: int, abstract_state: Any) -> None:
+        """Another model's checkpoint is told by its tree, before anything is read."""
+        try:
+            stored = self._manager.item_metadata(step)["state"]
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} has no readable listing: {_first_line(error)}{self._others(step)}"
+            ) from error
+        if stored is None:
+            raise CheckpointError(f"checkpoint {self.path(step)} has no readable listing{self._others(step)}")
+        found = _shapes(stored)
+        wanted = _shapes(abstract_state)
+        missing = sorted(wanted.keys() - found.keys())
+        unexpected = sorted(found.keys() - wanted.keys())
+        misshapen = [
+            f"{k}: {found[k]} stored, {wanted[k]} wanted"
+            for k in sorted(wanted.keys() & found.keys())
+            if found[k] != wanted[k]
+        ]
+        if missing or unexpected or misshapen:
+            parts = [
+                f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                for what, names in (
+                    ("missing", missing),
+                    ("unexpected", unexpected),
+                    ("of another shape", misshapen),
+                )
+                if names
+            ]
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} is of another model or optimizer: {'; '.join(parts)}. "
+                "Give the flags that made it (config.json beside it has them), or another --workdir"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.utils.serialize_tree(tree, keep_empty_nodes=False))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape") and leaf.shape is not None
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+__all__ = ["CheckpointError", "Checkpoints"]

@@ -1,0 +1,143 @@
+"""What a launcher hands to the trainer: typed settings of a run, and the parts of an experiment."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from flashjax.training.mesh import MeshConfig
+from flashjax.training.optimizers import OptimizerConfig
+from flashjax.training.sharding import FSDP_RULES, Rules
+
+Batch = dict[str, Any]
+Variables = dict[str, Any]
+Metrics = dict[str, jax.Array]
+Rngs = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What is minimised and what is measured; pure functions of their arguments, called inside ``jit``."""
+
+    def init(self, rngs: Rngs, batch: Batch) -> Variables:
+        """All variable collections; ``params`` is the one that is trained."""
+        ...
+
+    def prepare(self, batch: Batch, key: jax.Array) -> Batch:
+        """The part of the input pipeline that runs on the device, on the whole batch, once a step."""
+        ...
+
+    def loss(self, variables: Variables, batch: Batch, rngs: Rngs) -> tuple[jax.Array, Metrics, Variables]:
+        """(scalar loss, metrics that are means over the batch, updated mutable collections)."""
+        ...
+
+    def evaluate(self, variables: Variables, batch: Batch) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """(sum, weight) of each metric over the real examples of the batch."""
+        ...
+
+
+class Pipeline(Protocol):
+    """Batches by number. Leaves are process-local rows; ``spec`` gives the global shapes."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def num_batches(self) -> int | None: ...
+    @property
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]: ...
+    @property
+    def skipped(self) -> int: ...
+    def batch(self, k: int) -> dict[str, np.ndarray]: ...
+    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Asynchronous Orbax checkpoints; the best by ``metric`` and the newest are kept."""
+
+    every: int = 0
+    """Steps between checkpoints; 0: at each evaluation."""
+    keep: int = 1
+    """How many of the newest are kept, besides the best."""
+    metric: str = "top1"
+    """Evaluation metric by which the best is chosen."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of the metric is better."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how often things happen, and what surrounds a step."""
+
+    accumulate: int = 1
+    """Micro-batches an update is averaged over."""
+    ema_decay: float | None = None
+    """Exponential moving average of the parameters, ema = d ema + (1 - d) w; evaluation then uses it."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: once an epoch of the training set."""
+    max_nonfinite: int = 10
+    """NaN or Inf updates are skipped; this many in a row end the run."""
+    writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Metric writers besides the JSON lines."""
+    progress: bool = True
+    """A progress bar on the terminal."""
+    remat_loss: bool = False
+    """Recompute the whole forward pass in the backward pass (models have a finer switch of their own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Fields that every launcher has."""
+
+    preset: str = "demo"
+    """Named recipe of the launcher; other flags change single values of it."""
+    mode: Literal["train", "eval", "predict", "replay"] = "train"
+    """What to do: train (resumes what is in the workdir), measure the best checkpoint, name what is in images, or
+    repeat the step whose update was NaN or Inf."""
+    workdir: str | None = None
+    """Directory of the run: config.json, metrics.jsonl, checkpoints/, report.html. Default: runs/<launcher>-<preset>."""
+    data_dir: str | None = None
+    """Directory of the data set (default: the environment's TFDS_DATA_DIR). Named means: no demo data."""
+    seed: int = 0
+    """Seed of parameters, data order, augmentation and dropout."""
+    steps: int | None = None
+    """Updates to train for; default: what the recipe's epochs make."""
+    dry_run: bool = False
+    """Print the parameter table (path, shape, dtype, sharding, bytes a device) and exit."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """Sizes of the mesh axes."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The training loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When to save and what to keep."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, an objective and data, ready for ``fit``."""
+
+    name: str
+    config: RunConfig
+    """The resolved configuration; written to config.json."""
+    objective: Objective
+    train_data: Pipeline
+    eval_data: Pipeline
+    steps: int
+    """Updates in all."""
+    eval_every: int
+    """Steps between evaluations."""
+    workdir: str
+    rules: Rules = FSDP_RULES
+    """Where parameters live on the mesh."""
+    initial: Callable[[Variables], Variables] | None = None
+    """Replaces freshly drawn variables (given as shapes) by pretrained host arrays; leaves that it keeps as shapes are
+    drawn."""
+    resume_command: str = ""
+    """Printed when the run is interrupted."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Further facts for config.json."""

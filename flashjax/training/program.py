@@ -1,0 +1,145 @@
+"""The compiled side of an experiment: mesh -> abstract state -> shardings from rules -> jit(init) -> jit(step)."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flashjax.planning.flops import count_flops
+from flashjax.training import nonfinite
+from flashjax.training.checkpoints import CheckpointError, Checkpoints
+from flashjax.training.experiment import Batch, Experiment, Pipeline
+from flashjax.training.interrupts import InterruptGuard
+from flashjax.training.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh
+from flashjax.training.optimizers import make_optimizer
+from flashjax.training.sharding import lint, shardings_for
+from flashjax.training.step import TrainState, make_eval_step, make_init, make_train_step
+
+
+class Program:
+    """The compiled side of an experiment: mesh, abstract state with shardings, and the functions on it."""
+
+    def __init__(self, experiment: Experiment):
+        config = experiment.config
+        self.experiment = experiment
+        self.mesh: Mesh = make_mesh(config.mesh)
+        accumulate = config.train.accumulate
+        check_batch("batch size", experiment.train_data.batch_size, self.mesh, accumulate)
+        check_batch("evaluation batch size", experiment.eval_data.batch_size, self.mesh)
+        init_params = jax.eval_shape(
+            make_init(experiment.objective, optax.identity(), experiment.train_data.spec, config.seed, False)
+        ).params
+        self.optimizer = make_optimizer(config.optimizer, experiment.steps, init_params)
+        lint(init_params, experiment.rules, self.mesh)
+        self._init = make_init(
+            experiment.objective,
+            self.optimizer,
+            experiment.train_data.spec,
+            config.seed,
+            with_ema=config.train.ema_decay is not None,
+        )
+        shapes = jax.eval_shape(self._init)
+        self.shardings = shardings_for(shapes, experiment.rules, self.mesh)
+        self.abstract_state: TrainState = jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, self.shardings
+        )
+        self.batch_sharding = batch_sharding(self.mesh)
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self.step_fn = make_train_step(
+            experiment.objective,
+            self.optimizer,
+            config.seed,
+            accumulate,
+            config.train.ema_decay,
+            self._constrain_micro,
+            config.train.remat_loss,
+        )
+        self.train_step = jax.jit(
+            self.step_fn,
+            in_shardings=(self.shardings, self.batch_sharding),
+            out_shardings=(self.shardings, self.replicated),
+            donate_argnums=0,
+        )
+        self.eval_step = jax.jit(make_eval_step(experiment.objective), donate_argnums=2)
+        self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
+
+    def _constrain_micro(self, batch: Batch) -> Batch:
+        where = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
+        return jax.lax.with_sharding_constraint(batch, where)
+
+    def init(self) -> TrainState:
+        """The state of step 0: drawn sharded; pretrained leaves are put in their places."""
+        state = jax.jit(self._init, out_shardings=self.shardings)()
+        if self.experiment.initial is None:
+            return state
+        drawn = {"params": state.params, **state.collections}
+        wanted = self.experiment.initial(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn))
+        filled = jax.tree.map(
+            lambda new, old: (
+                old
+                if isinstance(new, jax.ShapeDtypeStruct)
+                else jax.make_array_from_callback(
+                    old.shape, old.sharding, lambda i, new=new: np.asarray(new, old.dtype)[i]
+                )
+            ),
+            wanted,
+            drawn,
+        )
+        params = filled.pop("params")
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return state.replace(params=params, collections=filled, ema=ema)
+
+    def abstract_batch(self, spec: dict[str, jax.ShapeDtypeStruct]) -> Batch:
+        where = self.batch_sharding
+        return {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where) for name, s in spec.items()}
+
+    def put(self, batch: dict[str, np.ndarray], spec: dict[str, jax.ShapeDtypeStruct]) -> Batch:
+        """Process-local rows to global arrays; the copy goes on while the host does something else."""
+        return {
+            name: jax.make_array_from_process_local_data(self.batch_sharding, rows, spec[name].shape)
+            for name, rows in batch.items()
+        }
+
+    def flops(self) -> int:
+        """FLOPs of one train step, all devices together, counted from its jaxpr."""
+        return count_flops(self.step_fn, self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
+
+    def evaluate(self, state: TrainState, data: Pipeline, guard: InterruptGuard | None = None) -> dict[str, float]:
+        """Means over the evaluation set; each real example counts once. Stops early, empty, when interrupted."""
+        variables = state.variables()
+        spec = data.spec
+        shapes = jax.eval_shape(self.experiment.objective.evaluate, variables, self.abstract_batch(spec))
+        totals = jax.device_put(jax.tree.map(lambda s: np.zeros((), np.float32), shapes), self.replicated)
+        for rows in data.batches():
+            totals = self.eval_step(variables, self.put(rows, spec), totals)
+            if guard is not None and guard.signum is not None and jax.process_count() == 1:
+                return {}
+        return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in jax.device_get(totals).items()}
+
+
+def evaluate(experiment: Experiment) -> dict[str, float]:
+    """Evaluates the best checkpoint of the workdir, or the pretrained variables where there is none.
+
+    Raises:
+        CheckpointError: if there is neither.
+    """
+    program = Program(experiment)
+    return program.evaluate(load_best(program), experiment.eval_data)
+
+
+def load_best(program: Program) -> TrainState:
+    """The best checkpoint's state; the pretrained one where the workdir holds no checkpoint."""
+    directory = Path(experiment_dir := program.experiment.workdir) / "checkpoints"
+    if not directory.is_dir() and program.experiment.initial is not None:
+        return program.init()
+    checkpoints = Checkpoints(directory, program.experiment.config.checkpoint, read_only=True)
+    try:
+        best = checkpoints.best()
+        if best is None:
+            raise CheckpointError(f"{experiment_dir} holds no whole checkpoint: train first, or name another --workdir")
+        return checkpoints.restore(best, program.abstract_state)
+    finally:
+        checkpoints.close()

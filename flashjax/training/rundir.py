@@ -1,0 +1,128 @@
+"""The directory of a run: who may write there, and the one file that says what the run is."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+
+class RunDirectoryError(RuntimeError):
+    """A workdir that cannot be written, or in which another run is at work."""
+
+
+class RunDirectory:
+    """``workdir`` held by this process: made if absent, tried for writing, locked against a second run.
+
+    Only process 0 of a job makes and locks it.
+
+    Raises:
+        RunDirectoryError: if it is no directory, cannot be written, or another run holds it.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self.path = Path(workdir).absolute()
+        self._lock: Any = None
+        if jax.process_index() == 0:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = open(self.path / ".lock", "a+")  # noqa: SIM115 - held as long as the run lives
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"cannot write in the workdir {self.path}: {error.strerror}; name another with --workdir"
+                ) from error
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.seek(0)
+                holder = self._lock.read().strip() or "another process"
+                raise RunDirectoryError(
+                    f"another run is at work in {self.path} ({holder}): wait for it, or name another --workdir"
+                ) from None
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
+            self._lock.flush()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def dump(self, step: int) -> Path:
+        """Where the state and the batch of a step whose update was not finite are kept."""
+        return self.path / "nonfinite" / str(step)
+
+    def write_config(self, name: str, config: Any, mesh: Mesh, **facts: Any) -> None:
+        """Writes config.json; on resumption the facts of the new process replace the old ones."""
+        if jax.process_index() != 0:
+            return
+        content = {
+            "name": name,
+            "config": dataclasses.asdict(config),
+            "command": [sys.executable, *sys.orig_argv[1:]],
+            "mesh": {axis: size for axis, size in mesh.shape.items()},
+            "devices": {
+                "count": mesh.size,
+                "kind": mesh.devices.flat[0].device_kind,
+                "platform": mesh.devices.flat[0].platform,
+                "processes": jax.process_count(),
+            },
+            "versions": versions(),
+            "git": git_state(),
+            **facts,
+        }
+        temporary = self.path / ".config.json.new"
+        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        temporary.replace(self.path / "config.json")
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    names = ("flashjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it; ``None`` outside a git checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,149 @@
+"""Where parameters live: an ordered list of (path regex -> policy), first match wins, resolved to a table.
+
+The same rules place gradients, optimizer moments and averages, because their paths end in the parameter's path.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Policy = Callable[[tuple[int, ...], Mesh], PartitionSpec]
+
+SMALL = 2**14
+"""Tensors of fewer elements stay whole under ``fsdp``: a gather of them costs more than it saves."""
+LARGE_BYTES = 16 * 2**20
+"""A tensor above this left replicated on a mesh that could split it is taken for an accident."""
+
+
+class ShardingError(ValueError):
+    """A rule that matches nothing, a dim that does not divide, a large tensor replicated by accident."""
+
+
+def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Every device holds the whole tensor."""
+    del shape, mesh
+    return PartitionSpec()
+
+
+def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The largest dim that the ``fsdp`` axis divides; small tensors stay whole."""
+    return _fill_fsdp([None] * len(shape), shape, mesh)
+
+
+def tensor_parallel(dim: int) -> Policy:
+    """``dim`` over ``tensor``, then ``fsdp`` over the largest free dim that divides.
+
+    Raises (when resolved):
+        ShardingError: if the ``tensor`` axis does not divide that dim.
+    """
+
+    def policy(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        spec: list[str | None] = [None] * len(shape)
+        size = mesh.shape["tensor"]
+        if size > 1:
+            if shape[dim] % size:
+                raise ShardingError(
+                    f"dim {dim} of size {shape[dim]} does not divide over the tensor axis of size {size}: choose "
+                    f"mesh.tensor among the divisors of {shape[dim]}, or give this path a rule of its own"
+                )
+            spec[dim] = "tensor"
+        return _fill_fsdp(spec, shape, mesh)
+
+    policy.__name__ = f"tensor_parallel({dim})"
+    return policy
+
+
+def _fill_fsdp(spec: list[str | None], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    size = mesh.shape["fsdp"]
+    if size > 1 and int(np.prod(shape)) >= SMALL:
+        free = [d for d in range(len(shape)) if spec[d] is None and shape[d] % size == 0]
+        if free:
+            spec[max(free, key=lambda d: shape[d])] = "fsdp"
+    while spec and spec[-1] is None:
+        spec = spec[:-1]
+    return PartitionSpec(*spec)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``pattern`` is searched (``re.search``) in the '/'-joined path."""
+
+    pattern: str
+    policy: Policy
+    accept_unmatched: bool = False
+    """A rule shared by several models may match nothing in one of them."""
+    accept_replicated: bool = False
+    """A large tensor left whole by this rule is meant so."""
+
+
+Rules = Sequence[Rule]
+FSDP_RULES: Rules = (Rule(r".*", fsdp),)
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """'/'-joined names of a key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _match(rules: Rules, path: str) -> Rule:
+    for rule in rules:
+        if re.search(rule.pattern, path):
+            return rule
+    raise ShardingError(f"no sharding rule matches '{path}': end the rules with Rule(r'.*', fsdp) or replicate")
+
+
+def shardings_for(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """``NamedSharding`` for each leaf of a tree of arrays or ``ShapeDtypeStruct``.
+
+    Raises:
+        ShardingError: if no rule matches a path or a policy cannot split its tensor.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_string(path)
+        if not leaf.shape:
+            return NamedSharding(mesh, PartitionSpec())
+        try:
+            return NamedSharding(mesh, _match(rules, name).policy(tuple(leaf.shape), mesh))
+        except ShardingError as error:
+            raise ShardingError(f"{name} {tuple(leaf.shape)}: {error}") from None
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def lint(params: Any, rules: Rules, mesh: Mesh) -> None:
+    """Refuses what is likely an accident; each message names the fix.
+
+    Raises:
+        ShardingError: listing every rule that is never the first to match, and every tensor over 16 MiB that stays
+            whole although the mesh has an ``fsdp`` or ``tensor`` axis.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    used: set[int] = set()
+    whole: list[str] = []
+    splits = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    for path, leaf in leaves:
+        name = path_string(path)
+        rule = _match(rules, name)
+        used.add(id(rule))
+        size = int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        spec = rule.policy(tuple(leaf.shape), mesh) if leaf.shape else PartitionSpec()
+        if splits and size > LARGE_BYTES and not any(spec) and not rule.accept_replicated:
+            whole.append(f"{name} {tuple(leaf.shape)} ({size / 2**20:.1f} MiB) by rule '{rule.pattern}'")
+    problems = [
+        f"rule '{rule.pattern}' is the first match of no parameter: remove it, move it up, or set accept_unmatched=True"
+        for rule in rules
+        if id(rule) not in used and not rule.accept_unmatched
+    ]
+    if whole:
+        problems.append(
+            "large tensors left replicated (split them with fsdp or tensor_parallel, or set accept_replicated=True): "
+            + "; ".join(whole)
+        )
+    if problems:
+        raise ShardingError("\n".join(problems))
