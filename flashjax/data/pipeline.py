@@ -1,0 +1,311 @@
+"""The way of images into a run: a source, an order, worker processes, batches.
+
+Batch k is a pure function of (seed, k): the order is a permutation of the set for each epoch, drawn from (seed, epoch);
+the augmentation of the example in slot i = k * B + row is drawn from (seed, i); the mixing of batch k from (seed, k).
+So a resumed run, with any number of workers or hosts, sees the same batches.
+
+The unit of work is a chunk, a few rows of a batch: small enough that workers fill their first batch together and that
+shared memory stays small, large enough that handing it over costs nothing.
+
+Legend: B batch (rows over all hosts), P hosts (processes), H, W height and width, N erase boxes.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grain
+import jax
+import numpy as np
+
+from flashjax.data import sources
+from flashjax.data.augment.mixup import sample_mixing
+from flashjax.data.config import AugmentConfig, DataConfig
+from flashjax.data.sources import Source
+from flashjax.data.transforms import TrainTransform, eval_transform
+
+__all__ = ["AugmentConfig", "BadImageError", "DataConfig", "DatasetInfo", "Pipeline", "classification"]
+
+CHUNK_ROWS = 32
+ENDLESS = 2**60  # chunks of a training stream: no run reaches it, and sums with it still fit 64 bits
+MAX_BAD_IN_A_ROW = 100
+SHUFFLE, AUGMENT, MIX = range(3)  # one family of draws each
+
+log = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+
+
+class BadImageError(ValueError):
+    """An image that is missing or cannot be decoded; the message names the file or record and the class."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set holds."""
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    train_examples: int
+    eval_examples: int
+
+
+def generator(seed: int, family: int, index: int) -> np.random.Generator:
+    """The draws of one slot or batch: independent for every (seed, family, index), with no state to carry."""
+    return np.random.Generator(np.random.Philox(key=[seed, family], counter=[0, 0, index, 0]))
+
+
+@dataclass(frozen=True)
+class TrainExamples:
+    """The endless training stream: slot i -> one augmented example."""
+
+    source: Source
+    order: grain.MapDataset
+    transform: TrainTransform
+    seed: int
+    skip_bad: bool
+
+    @staticmethod
+    def create(source: Source, config: DataConfig, seed: int) -> "TrainExamples":
+        """Shuffles `source` anew for each epoch; every example comes once in an epoch."""
+        # Grain adds the epoch to this number, so neighbouring seeds must not lie next to each other.
+        shuffle_seed = int(generator(seed, SHUFFLE, 0).integers(2**32))
+        order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+        return TrainExamples(source, order, TrainTransform.create(config), seed, config.on_error == "skip")
+
+    def __call__(self, slot: int, chunk: "Chunk", row: int) -> None:
+        """Writes the example of `slot` into `row` of `chunk`; a bad image gives its place to the next one."""
+        index = int(self.order[slot])
+        for _ in range(MAX_BAD_IN_A_ROW):
+            try:
+                payload, label = self.source[index]
+                image, boxes = self.transform(payload, generator(self.seed, AUGMENT, slot))
+            except Exception as error:
+                chunk.note_bad(self.source, index, error, self.skip_bad)
+                index = (index + 1) % len(self.source)
+                continue
+            chunk.arrays["image"][row], chunk.arrays["label"][row] = image, label
+            chunk.arrays["erase_box"][row] = boxes
+            return
+        raise BadImageError(f"{MAX_BAD_IN_A_ROW} bad images in a row; the last: {self.source.describe(index)}")
+
+
+@dataclass(frozen=True)
+class EvalExamples:
+    """The evaluation set in its own order: slot i -> example i; slots past the end are padding."""
+
+    source: Source
+    config: DataConfig
+
+    def __call__(self, slot: int, chunk: "Chunk", row: int) -> None:
+        """Writes the example of `slot` into `row` of `chunk`; a bad image leaves zeros under a mask of 0."""
+        chunk.arrays["image"][row], chunk.arrays["label"][row], chunk.arrays["mask"][row] = 0, 0, 0
+        if slot >= len(self.source):
+            return
+        try:
+            payload, label = self.source[slot]
+            image = eval_transform(payload, self.config)
+        except Exception as error:
+            chunk.note_bad(self.source, slot, error, self.config.on_error == "skip")
+            return
+        chunk.arrays["image"][row], chunk.arrays["label"][row], chunk.arrays["mask"][row] = image, label, 1
+
+
+class Chunk:
+    """Some rows of a batch in the making, and what had to be left out."""
+
+    def __init__(self, rows: int, spec: dict[str, jax.ShapeDtypeStruct]):
+        self.arrays = {name: np.empty((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in spec.items()}
+        self.bad: list[str] = []
+
+    def note_bad(self, source: Source, index: int, error: Exception, skip: bool) -> None:
+        """Notes a bad image; raises BadImageError unless such images are skipped."""
+        text = f"bad image: {source.describe(index)}: {error}"
+        if not skip:
+            raise BadImageError(
+                f"{text} (--data.on_error skip leaves such images out and counts them)"
+            ) from error
+        self.bad.append(text)
+
+
+class ChunkSource:
+    """Random access to chunks for Grain: chunk c -> (arrays, notes on images left out). Runs in the workers.
+
+    Chunk c of this host is part c % parts of its rows of batch c // parts.
+    """
+
+    def __init__(self, examples, spec, batch_size: int, first_row: int, rows: int, num_batches: int | None):
+        self.examples, self.spec = examples, spec
+        self.batch_size, self.first_row, self.rows = batch_size, first_row, rows
+        self.parts = math.ceil(rows / CHUNK_ROWS)
+        self._length = ENDLESS if num_batches is None else num_batches * self.parts
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Batch, list[str]]:
+        batch, part = divmod(int(index), self.parts)
+        start, stop = part * CHUNK_ROWS, min((part + 1) * CHUNK_ROWS, self.rows)
+        chunk = Chunk(stop - start, self.spec)
+        for row in range(start, stop):
+            self.examples(batch * self.batch_size + self.first_row + row, chunk, row - start)
+        return chunk.arrays, chunk.bad
+
+
+class Pipeline:
+    """Batches of one split, for one host.
+
+    Attributes:
+        batch_size: B, rows over all hosts.
+        num_batches: batches in the split; None for the endless training stream.
+        steps_per_epoch: batches in one pass over the set, at least 1.
+        spec: name -> shape and dtype of each leaf over all hosts; the first dimension is always B.
+        skipped: bad images left out of the batches handed out so far (`on_error="skip"`), on this host.
+    """
+
+    def __init__(
+        self, examples: TrainExamples | EvalExamples, config: DataConfig, seed: int, process: tuple[int, int]
+    ):
+        index, count = process
+        training = isinstance(examples, TrainExamples)
+        self.batch_size = config.batch_size if training else config.eval_batch_size
+        if self.batch_size % count:
+            name = "batch_size" if training else "eval_batch_size"
+            raise ValueError(f"{name} {self.batch_size} does not divide over {count} hosts")
+        total = len(examples.source)
+        self.num_batches = None if training else math.ceil(total / self.batch_size)
+        self.steps_per_epoch = (
+            max(1, total // self.batch_size) if training else math.ceil(total / self.batch_size)
+        )
+        self.spec = _spec(config, self.batch_size, training)
+        self.skipped = 0
+        self._config, self._seed, self._training = config, seed, training
+        self._rows = self.batch_size // count
+        self._first_row = index * self._rows
+        # Mixing is drawn for the whole batch at once, so that all hosts agree; the workers leave it out.
+        per_example = {name: leaf for name, leaf in self.spec.items() if not name.startswith("mix_")}
+        self._chunks = ChunkSource(
+            examples, per_example, self.batch_size, self._first_row, self._rows, self.num_batches
+        )
+        in_memory = isinstance(examples.source, sources.ArraySource)
+        default_workers = 0 if in_memory else (os.cpu_count() or 1)
+        self._workers = default_workers if config.workers is None else config.workers
+
+    def batch(self, k: int) -> Batch:
+        """This host's rows of batch k, made here and now: rows [p * B/P, (p + 1) * B/P).
+
+        Training: `image` uint8 [B/P, H, W, 3], `label` int32 [B/P], `mix_lambda` float32 [B/P], `mix_box` int32
+        [B/P, 4] (y0, y1, x0, x1), `erase_box` int32 [B/P, N, 4] (top, left, height, width; height 0: none).
+        Evaluation: `image`, `label`, `mask` float32 [B/P], 0 for padding and skipped images.
+
+        Raises:
+            IndexError: no such batch.
+            BadImageError: an image is missing or corrupt, and `on_error` is `raise`.
+        """
+        if k < 0 or (self.num_batches is not None and k >= self.num_batches):
+            raise IndexError(f"batch {k} of {self.num_batches}")
+        first = k * self._chunks.parts
+        return self._assemble(k, [self._chunks[first + part] for part in range(self._chunks.parts)])
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches start, start + 1, ...: the same as `batch`, made ahead of time by worker processes.
+
+        The iterator's `close()` ends the workers; so does reaching the end, an error, or dropping the iterator.
+        """
+        if self.num_batches is not None and start >= self.num_batches:
+            return
+        parts = self._chunks.parts
+        ahead = self._config.prefetch * parts
+        chunks = grain.MapDataset.source(self._chunks)[start * parts :]
+        if self._workers:
+            per_worker = max(1, math.ceil(ahead / self._workers))
+            read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=per_worker)
+            iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options))
+        else:
+            iterator = iter(chunks.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=ahead)))
+        try:
+            k = start
+            while self.num_batches is None or k < self.num_batches:
+                yield self._assemble(k, [next(iterator) for _ in range(parts)])
+                k += 1
+        finally:
+            with suppress(AttributeError):
+                iterator.close()
+
+    def _assemble(self, k: int, chunks: list[tuple[Batch, list[str]]]) -> Batch:
+        for text in (text for _, bad in chunks for text in bad):
+            self.skipped += 1
+            log.warning("skipped %s", text)
+        arrays = [arrays for arrays, _ in chunks]
+        batch = (
+            arrays[0]
+            if len(arrays) == 1
+            else {name: np.concatenate([chunk[name] for chunk in arrays]) for name in arrays[0]}
+        )
+        if self._training:
+            size = self._config.image_size
+            rng = generator(self._seed, MIX, k)
+            mixing = sample_mixing(rng, self.batch_size, size, size, self._config.augment)
+            mine = slice(self._first_row, self._first_row + self._rows)
+            batch |= {"mix_lambda": mixing.weight[mine], "mix_box": mixing.box[mine]}
+        return batch
+
+
+def classification(
+    config: DataConfig, data_dir: str | None, seed: int, process_index: int = 0, process_count: int = 1
+) -> tuple[Pipeline, Pipeline, DatasetInfo]:
+    """The training stream and the evaluation set of an image classification data set.
+
+    Args:
+        config: which set and how.
+        data_dir: where it is; None for the embedded digits.
+        seed: of the order and of every draw.
+        process_index, process_count: which host this is, and of how many.
+    Returns:
+        (training, evaluation, what the set holds).
+    Raises:
+        FileNotFoundError, ValueError: the data are not there or not as they should be; the message says what to do.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must lie in 0..2^63-1, got {seed}")
+    train, held_out = open_source(config, data_dir)
+    process = (process_index, process_count)
+    info = DatasetInfo(
+        train.name, len(train.class_names), tuple(train.class_names), len(train), len(held_out)
+    )
+    training = Pipeline(TrainExamples.create(train, config, seed), config, seed, process)
+    return training, Pipeline(EvalExamples(held_out, config), config, seed, process), info
+
+
+def open_source(config: DataConfig, data_dir: str | None) -> tuple[Source, Source]:
+    """The training and evaluation sources that `config.dataset` names; see `classification`."""
+    if config.dataset == "digits":
+        if data_dir is not None:
+            raise ValueError(
+                f"the digits are embedded and read no directory, but data_dir is {data_dir}: name its kind with "
+                "--data.dataset folder, or the TFDS set in it, as in --data.dataset imagenet2012"
+            )
+        return sources.digits()
+    if data_dir is None:
+        raise ValueError(f"data set {config.dataset!r} needs --data_dir (or TFDS_DATA_DIR)")
+    if config.dataset == "folder":
+        return sources.folder(data_dir, config.holdout)
+    raise ValueError(f"unknown data set {config.dataset!r}")
+
+
+def _spec(config: DataConfig, rows: int, training: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    size, boxes = config.image_size, config.augment.erase_count
+    leaves = {"image": ((size, size, 3), np.uint8), "label": ((), np.int32)}
+    if training:
+        leaves |= {
+            "erase_box": ((boxes, 4), np.int32),
+            "mix_lambda": ((), np.float32),
+            "mix_box": ((4,), np.int32),
+        }
+    else:
+        leaves["mask"] = ((), np.float32)
+    return {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in leaves.items()}
