@@ -101,31 +101,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     Returns a function of an int32 array (any shape), traceable, to float32 of the same shape.
     """
     plan, peak = config.schedule, config.learning_rate
-    warmup = plan.warmup_steps
-    fall = max(total_steps - warmup, 1)
-    after: optax.Schedule
-    match plan.kind:
-        case "cosine":
-            after = optax.cosine_decay_schedule(peak, fall, alpha=plan.min_lr / peak if peak else 0.0)
-        case "linear":
-            after = optax.linear_schedule(peak, plan.min_lr, fall)
-        case "constant":
-            after = optax.constant_schedule(peak)
-        case "step":
-            staircase = optax.exponential_decay(peak, plan.decay_every, plan.decay_rate, staircase=True)
-
-            def after(count):  # join_schedules counts from the end of the warm-up, these falls from the start
-                return staircase(jnp.asarray(count) + warmup)
-        case "multistep":
-            falls = {milestone - warmup: plan.decay_rate for milestone in plan.milestones}
-            after = optax.piecewise_constant_schedule(peak, falls)
-        case unknown:
-            raise ValueError(f"unknown schedule {unknown!r}; known: cosine, linear, constant, step, multistep")
-
-    rate = after
-    if warmup:
-        rise = optax.linear_schedule(plan.warmup_init_lr, peak, warmup)
-        rate = optax.join_schedules([rise, after], [warmup])
+    rate = _after_warmup(plan, peak, max(total_steps - plan.warmup_steps, 1))
+    if plan.warmup_steps:
+        rise = optax.linear_schedule(plan.warmup_init_lr, peak, plan.warmup_steps)
+        rate = optax.join_schedules([rise, rate], [plan.warmup_steps])
 
     def schedule(count):
         count = jnp.asarray(count)
@@ -134,6 +113,25 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         return jnp.broadcast_to(jnp.asarray(rate(count), jnp.float32), count.shape)
 
     return schedule
+
+
+def _after_warmup(plan: ScheduleConfig, peak: float, length: int) -> optax.Schedule:
+    """The rate as a function of the updates since the end of the warm-up, `length` of which remain then."""
+    match plan.kind:
+        case "cosine":
+            return optax.cosine_decay_schedule(peak, length, alpha=plan.min_lr / peak if peak else 0.0)
+        case "linear":
+            return optax.linear_schedule(peak, plan.min_lr, length)
+        case "constant":
+            return optax.constant_schedule(peak)
+        case "step":
+            staircase = optax.exponential_decay(peak, plan.decay_every, plan.decay_rate, staircase=True)
+            return lambda count: staircase(jnp.asarray(count) + plan.warmup_steps)
+        case "multistep":
+            falls = {milestone - plan.warmup_steps: plan.decay_rate for milestone in plan.milestones}
+            return optax.piecewise_constant_schedule(peak, falls)
+        case unknown:
+            raise ValueError(f"unknown schedule {unknown!r}; known: cosine, linear, constant, step, multistep")
 
 
 def learning_rate_at(config: OptimizerConfig, total_steps: int, step: int) -> float:

@@ -1,0 +1,150 @@
+"""FLOPs against formulae by hand, and against the published table of Swin."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from flashjax.planning.flops import count_flops, flops_by_primitive
+
+
+def spec(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_matrix_products_are_two_flops_a_multiply_add():
+    assert count_flops(jnp.matmul, spec(5, 7), spec(7, 11)) == 2 * 5 * 7 * 11
+    assert count_flops(lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k), spec(2, 5, 3, 8), spec(2, 7, 3, 8)) == (
+        2 * 2 * 3 * 5 * 7 * 8
+    )
+
+
+def test_trees_of_arguments_and_the_breakdown():
+    params = {"kernel": spec(4, 6), "bias": spec(6)}
+
+    def layer(params, x):
+        return jnp.tanh(x @ params["kernel"] + params["bias"]).sum()
+
+    assert flops_by_primitive(layer, params, spec(3, 4)) == {"dot_general": 2 * 3 * 4 * 6}
+    counts = flops_by_primitive(layer, params, spec(3, 4), elementwise=True)
+    assert counts == {"dot_general": 144, "add": 18, "tanh": 18, "reduce_sum": 18}
+    assert next(iter(counts)) == "dot_general"
+
+
+def test_a_backward_pass_costs_two_forwards():
+    def loss(w, x):
+        return ((x @ w) ** 2).sum()
+
+    assert count_flops(jax.grad(loss, (0, 1)), spec(6, 9), spec(4, 6)) == 3 * (2 * 4 * 6 * 9)
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (2, 2), (4, 4)])
+def test_convolutions_and_their_gradients(groups, stride):
+    # 8 divides by each stride: every tap of the gradients falls where the forward's did, up to the border.
+    channels, features, kernel, size = 4, 8, stride, 8
+    outputs = 2 * (size // stride) ** 2 * features
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    arguments = spec(2, size, size, channels), spec(kernel, kernel, channels // groups, features)
+    forward = 2 * outputs * kernel * kernel * channels // groups
+    assert count_flops(convolve, *arguments) == forward
+    total = count_flops(jax.grad(lambda x, w: convolve(x, w).sum(), (0, 1)), *arguments)
+    assert total == 3 * forward
+
+
+PRODUCT = 2 * 4 * 4 * 4
+
+
+def square(x):
+    return x @ x
+
+
+def test_scans_count_their_length_and_remat_what_is_computed_again():
+    def stack(x, remat):
+        body = jax.checkpoint(square) if remat else square
+        return jax.lax.scan(lambda c, _: (body(c), None), x, None, length=5)[0].sum()
+
+    assert count_flops(lambda x: stack(x, False), spec(4, 4)) == 5 * PRODUCT
+    assert count_flops(jax.grad(lambda x: stack(x, False)), spec(4, 4)) == 5 * 3 * PRODUCT
+    # The product itself is no residual of its own gradient: nothing is left to compute again.
+    assert count_flops(jax.grad(lambda x: stack(x, True)), spec(4, 4)) == 5 * 3 * PRODUCT
+
+    def twice(x):
+        return jax.lax.scan(lambda c, _: (jax.checkpoint(lambda c: square(square(c)))(c), None), x, None, length=5)[
+            0
+        ].sum()
+
+    assert count_flops(jax.grad(twice), spec(4, 4)) == 5 * (2 * 3 + 1) * PRODUCT
+
+
+def test_branches_and_loops():
+    def branch(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: square(square(x)), square, x)
+
+    def loop(x):
+        return jax.lax.while_loop(lambda c: c[0, 0] < 3, square, x)
+
+    def switch(x):
+        return jax.lax.switch(jnp.int32(x[0, 0]), [lambda x: x, square, lambda x: x], x)
+
+    assert count_flops(branch, spec(4, 4)) == 2 * PRODUCT
+    assert count_flops(switch, spec(4, 4)) == PRODUCT
+    assert count_flops(loop, spec(4, 4)) == PRODUCT
+    assert count_flops(loop, spec(4, 4), while_iterations=7) == 7 * PRODUCT
+    assert count_flops(lambda x: jax.lax.fori_loop(0, 6, lambda _, c: square(c), x), spec(4, 4)) == 6 * PRODUCT
+
+
+def test_functions_within_functions():
+    custom = jax.custom_vjp(square)
+    custom.defvjp(lambda x: (square(x), x), lambda x, g: (square(square(g)),))
+    tangent = jax.custom_jvp(square)
+    tangent.defjvp(lambda primals, tangents: (square(*primals), tangents[0]))
+    assert count_flops(jax.jit(lambda x: jax.jit(square)(x)), spec(4, 4)) == PRODUCT
+    assert count_flops(custom, spec(4, 4)) == PRODUCT
+    assert count_flops(jax.grad(lambda x: custom(x).sum()), spec(4, 4)) == 3 * PRODUCT
+    assert count_flops(tangent, spec(4, 4)) == PRODUCT
+
+
+def test_a_sharded_map_counts_all_its_devices():
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(AxisType.Auto,))
+    rows = 2 * mesh.size
+    mapped = jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    assert count_flops(mapped, spec(rows, 4), spec(4, 4)) == 2 * rows * 4 * 4
+
+
+def test_a_kernel_counts_its_grid():
+    def kernel(x_ref, out_ref):
+        out_ref[...] = x_ref[...] @ x_ref[...]
+
+    block = pl.BlockSpec((4, 4), lambda i: (i, 0))
+    call = pl.pallas_call(
+        kernel, grid=(3,), in_specs=[block], out_specs=block, out_shape=jax.ShapeDtypeStruct((12, 4), jnp.float32)
+    )
+    assert count_flops(call, spec(12, 4)) == 3 * PRODUCT
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "macs"),
+    [
+        ("swin_tiny_patch4_window7_224", 224, 4.494e9),
+        ("swin_base_patch4_window12_384", 384, 47.105e9),
+        ("swinv2_tiny_window8_256", 256, 5.926e9),
+    ],
+)
+def test_swin_is_as_its_table(name, size, macs):
+    models = pytest.importorskip("flashjax.models")
+    model = models.create(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0), spec(1, size, size, 3))
+    counted = count_flops(model.apply, variables, spec(1, size, size, 3)) / 2
+    assert counted == pytest.approx(macs, rel=0.01)
