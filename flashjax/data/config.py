@@ -52,7 +52,8 @@ class AugmentConfig:
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """Pillow filter of every resize; `random` picks one of the two for each image (evaluation: bicubic)."""
     eval_crop: bool = True
-    """Evaluation: resize the shorter side to 256/224 of the size and crop the center; False: resize to the square."""
+    """Evaluation: resize the shorter side to 256/224 of the size and crop the center; False, and wherever the training
+    crop is `pad`: resize to the square."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of each channel, for pixels in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD

@@ -12,19 +12,24 @@ Legend: B batch (rows over all hosts), P hosts (processes), H, W height and widt
 
 import logging
 import math
+import multiprocessing
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
-from flashjax.data import sources
+from flashjax.data import imagenet, sources
 from flashjax.data.augment.mixup import sample_mixing
 from flashjax.data.config import AugmentConfig, DataConfig
 from flashjax.data.sources import Source
+from flashjax.data.tfds_source import tfds
 from flashjax.data.transforms import TrainTransform, eval_transform
 
 __all__ = ["AugmentConfig", "BadImageError", "DataConfig", "DatasetInfo", "Pipeline", "classification"]
@@ -90,7 +95,9 @@ class TrainExamples:
             chunk.arrays["image"][row], chunk.arrays["label"][row] = image, label
             chunk.arrays["erase_box"][row] = boxes
             return
-        raise BadImageError(f"{MAX_BAD_IN_A_ROW} bad images in a row; the last: {self.source.describe(index)}")
+        raise BadImageError(
+            f"{MAX_BAD_IN_A_ROW} bad images in a row; the last: {self.source.describe(index)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -221,10 +228,14 @@ class Pipeline:
         ahead = self._config.prefetch * parts
         chunks = grain.MapDataset.source(self._chunks)[start * parts :]
         if self._workers:
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # Grain's worker processes read absl flags, which flashjax does not use
+                flags.FLAGS.mark_as_parsed()
             per_worker = max(1, math.ceil(ahead / self._workers))
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=per_worker)
-            iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options))
+            iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
         else:
             iterator = iter(chunks.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=ahead)))
         try:
@@ -241,11 +252,10 @@ class Pipeline:
             self.skipped += 1
             log.warning("skipped %s", text)
         arrays = [arrays for arrays, _ in chunks]
-        batch = (
-            arrays[0]
-            if len(arrays) == 1
-            else {name: np.concatenate([chunk[name] for chunk in arrays]) for name in arrays[0]}
-        )
+        if len(arrays) == 1 and not self._workers:
+            batch = arrays[0]
+        else:  # also where there is one chunk: what workers hand over lies in shared memory that they take back
+            batch = {name: np.concatenate([chunk[name] for chunk in arrays]) for name in arrays[0]}
         if self._training:
             size = self._config.image_size
             rng = generator(self._seed, MIX, k)
@@ -253,6 +263,18 @@ class Pipeline:
             mine = slice(self._first_row, self._first_row + self._rows)
             batch |= {"mix_lambda": mixing.weight[mine], "mix_box": mixing.box[mine]}
         return batch
+
+
+def _start_worker(index: int, count: int) -> None:
+    """In a worker: leave Ctrl-C to the trainer, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def classification(
@@ -294,7 +316,13 @@ def open_source(config: DataConfig, data_dir: str | None) -> tuple[Source, Sourc
         raise ValueError(f"data set {config.dataset!r} needs --data_dir (or TFDS_DATA_DIR)")
     if config.dataset == "folder":
         return sources.folder(data_dir, config.holdout)
-    raise ValueError(f"unknown data set {config.dataset!r}")
+    return tfds(config.dataset, data_dir, config.holdout)
+
+
+def _display_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """English names where the classes are the WordNet ids of ImageNet-1k, else the names themselves."""
+    names = tuple(class_names)
+    return imagenet.class_names() if names == imagenet.wnids() else names
 
 
 def _spec(config: DataConfig, rows: int, training: bool) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,7 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+IMAGE_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
+)
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 

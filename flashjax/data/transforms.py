@@ -84,10 +84,11 @@ def resized_crop(image: Image.Image, crop: Crop, size: int, resample: Image.Resa
 def center_resize(image: Image.Image, size: int, config: AugmentConfig) -> Image.Image:
     """The evaluation transform of the official code.
 
-    `eval_crop`: the shorter side to int(256 / 224 * size), then the center; otherwise straight to the square (384).
+    `eval_crop`: the shorter side to int(256 / 224 * size), then the center. Otherwise (384; small images, whose
+    training crop is `pad`): straight to the square.
     """
     resample = FILTERS["bicubic" if config.interpolation == "random" else config.interpolation]
-    if not config.eval_crop:
+    if not config.eval_crop or config.crop == "pad":
         return image.resize((size, size), resample)
     short, (width, height) = int(256 / 224 * size), image.size
     scaled = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
