@@ -109,7 +109,8 @@ class DataConfig:
     jpeg_draft: bool = False
     """Let libjpeg shrink large JPEGs while decoding: faster, but not equal to the reference pixels."""
     workers: int | None = None
-    """Decoding processes on each host; None: one for each core, and none for the embedded set."""
+    """Decoding processes on each host; None: one for each core, at most 32, and none for the embedded set. 0: threads
+    of the training process, which start at once but share its interpreter."""
     prefetch: int = 2
     """Batches made ahead on each host."""
 

@@ -17,7 +17,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import grain
@@ -37,6 +36,7 @@ __all__ = ["AugmentConfig", "BadImageError", "DataConfig", "DatasetInfo", "Pipel
 CHUNK_ROWS = 32
 ENDLESS = 2**60  # chunks of a training stream: no run reaches it, and sums with it still fit 64 bits
 MAX_BAD_IN_A_ROW = 100
+MAX_WORKERS = 32  # each decodes some 150 images of ImageNet in a second and holds some 300 MB
 SHUFFLE, AUGMENT, MIX = range(3)  # one family of draws each
 
 log = logging.getLogger(__name__)
@@ -184,9 +184,7 @@ class Pipeline:
             raise ValueError(f"{name} {self.batch_size} does not divide over {count} hosts")
         total = len(examples.source)
         self.num_batches = None if training else math.ceil(total / self.batch_size)
-        self.steps_per_epoch = (
-            max(1, total // self.batch_size) if training else math.ceil(total / self.batch_size)
-        )
+        self.steps_per_epoch = self.num_batches or max(1, total // self.batch_size)
         self.spec = _spec(config, self.batch_size, training)
         self.skipped = 0
         self._config, self._seed, self._training = config, seed, training
@@ -198,8 +196,8 @@ class Pipeline:
             examples, per_example, self.batch_size, self._first_row, self._rows, self.num_batches
         )
         in_memory = isinstance(examples.source, sources.ArraySource)
-        default_workers = 0 if in_memory else (os.cpu_count() or 1)
-        self._workers = default_workers if config.workers is None else config.workers
+        self._threads = 1 if in_memory else _cores()
+        self._workers = config.workers if config.workers is not None else 0 if in_memory else _cores()
 
     def batch(self, k: int) -> Batch:
         """This host's rows of batch k, made here and now: rows [p * B/P, (p + 1) * B/P).
@@ -227,25 +225,22 @@ class Pipeline:
         parts = self._chunks.parts
         ahead = self._config.prefetch * parts
         chunks = grain.MapDataset.source(self._chunks)[start * parts :]
-        if self._workers:
-            if (
-                not flags.FLAGS.is_parsed()
-            ):  # Grain's worker processes read absl flags, which flashjax does not use
-                flags.FLAGS.mark_as_parsed()
-            per_worker = max(1, math.ceil(ahead / self._workers))
+        workers = min(self._workers, len(chunks))
+        if workers:
+            _parse_absl_flags()
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-            options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=per_worker)
+            options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=math.ceil(ahead / workers))
             iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
         else:
-            iterator = iter(chunks.to_iter_dataset(grain.ReadOptions(1, prefetch_buffer_size=ahead)))
+            ahead = max(ahead, self._threads)
+            iterator = iter(chunks.to_iter_dataset(grain.ReadOptions(self._threads, ahead)))
         try:
             k = start
             while self.num_batches is None or k < self.num_batches:
                 yield self._assemble(k, [next(iterator) for _ in range(parts)])
                 k += 1
         finally:
-            with suppress(AttributeError):
-                iterator.close()
+            iterator.close()
 
     def _assemble(self, k: int, chunks: list[tuple[Batch, list[str]]]) -> Batch:
         for text in (text for _, bad in chunks for text in bad):
@@ -263,6 +258,18 @@ class Pipeline:
             mine = slice(self._first_row, self._first_row + self._rows)
             batch |= {"mix_lambda": mixing.weight[mine], "mix_box": mixing.box[mine]}
         return batch
+
+
+def _cores() -> int:
+    """Cores of this process, at most MAX_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
+
+
+def _parse_absl_flags() -> None:
+    """Grain's worker processes read absl's flags; a program that does not use absl has to say that it has none."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def _start_worker(index: int, count: int) -> None:
