@@ -303,9 +303,9 @@ def classification(
         raise ValueError(f"seed must lie in 0..2^63-1, got {seed}")
     train, held_out = open_source(config, data_dir)
     process = (process_index, process_count)
-    info = DatasetInfo(
-        train.name, len(train.class_names), tuple(train.class_names), len(train), len(held_out)
-    )
+    name = train.name if train.name == held_out.name else f"{train.name} / {held_out.name}"
+    names = _display_names(train.class_names)
+    info = DatasetInfo(name, len(names), names, len(train), len(held_out))
     training = Pipeline(TrainExamples.create(train, config, seed), config, seed, process)
     return training, Pipeline(EvalExamples(held_out, config), config, seed, process), info
 

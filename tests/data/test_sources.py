@@ -150,7 +150,7 @@ def test_tfds_errors_name_what_is_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no directory .*nowhere"):
         tfds("tiny", tmp_path / "nowhere")
     write_folder(tmp_path / "folder", {"a": 1})
-    with pytest.raises(FileNotFoundError, match="add --data.dataset folder"):
+    with pytest.raises(FileNotFoundError, match=r"add --data\.dataset folder"):
         tfds("imagenet2012", tmp_path / "folder")
     write_tfds(tmp_path, {"test": JPEGS[:2]}, name="untrained")
     with pytest.raises(ValueError, match="no split 'train'; it has test"):
