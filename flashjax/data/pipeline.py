@@ -27,24 +27,24 @@ from absl import flags
 from flashjax.data import imagenet, sources
 from flashjax.data.augment.mixup import sample_mixing
 from flashjax.data.config import AugmentConfig, DataConfig
+from flashjax.data.examples import (
+    MIX,
+    BadImageError,
+    Chunk,
+    ChunkSource,
+    EvalExamples,
+    TrainExamples,
+    generator,
+)
 from flashjax.data.sources import Source
 from flashjax.data.tfds_source import tfds
-from flashjax.data.transforms import TrainTransform, eval_transform
 
 __all__ = ["AugmentConfig", "BadImageError", "DataConfig", "DatasetInfo", "Pipeline", "classification"]
 
-CHUNK_ROWS = 32
-ENDLESS = 2**60  # chunks of a training stream: no run reaches it, and sums with it still fit 64 bits
-MAX_BAD_IN_A_ROW = 100
 MAX_WORKERS = 32  # each decodes some 150 images of ImageNet in a second and holds some 300 MB
-SHUFFLE, AUGMENT, MIX = range(3)  # one family of draws each
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
-
-
-class BadImageError(ValueError):
-    """An image that is missing or cannot be decoded; the message names the file or record and the class."""
 
 
 @dataclass(frozen=True)
@@ -56,110 +56,6 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     train_examples: int
     eval_examples: int
-
-
-def generator(seed: int, family: int, index: int) -> np.random.Generator:
-    """The draws of one slot or batch: independent for every (seed, family, index), with no state to carry."""
-    return np.random.Generator(np.random.Philox(key=[seed, family], counter=[0, 0, index, 0]))
-
-
-@dataclass(frozen=True)
-class TrainExamples:
-    """The endless training stream: slot i -> one augmented example."""
-
-    source: Source
-    order: grain.MapDataset
-    transform: TrainTransform
-    seed: int
-    skip_bad: bool
-
-    @staticmethod
-    def create(source: Source, config: DataConfig, seed: int) -> "TrainExamples":
-        """Shuffles `source` anew for each epoch; every example comes once in an epoch."""
-        # Grain adds the epoch to this number, so neighbouring seeds must not lie next to each other.
-        shuffle_seed = int(generator(seed, SHUFFLE, 0).integers(2**32))
-        order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
-        return TrainExamples(source, order, TrainTransform.create(config), seed, config.on_error == "skip")
-
-    def __call__(self, slot: int, chunk: "Chunk", row: int) -> None:
-        """Writes the example of `slot` into `row` of `chunk`; a bad image gives its place to the next one."""
-        index = int(self.order[slot])
-        for _ in range(MAX_BAD_IN_A_ROW):
-            try:
-                payload, label = self.source[index]
-                image, boxes = self.transform(payload, generator(self.seed, AUGMENT, slot))
-            except Exception as error:
-                chunk.note_bad(self.source, index, error, self.skip_bad)
-                index = (index + 1) % len(self.source)
-                continue
-            chunk.arrays["image"][row], chunk.arrays["label"][row] = image, label
-            chunk.arrays["erase_box"][row] = boxes
-            return
-        raise BadImageError(
-            f"{MAX_BAD_IN_A_ROW} bad images in a row; the last: {self.source.describe(index)}"
-        )
-
-
-@dataclass(frozen=True)
-class EvalExamples:
-    """The evaluation set in its own order: slot i -> example i; slots past the end are padding."""
-
-    source: Source
-    config: DataConfig
-
-    def __call__(self, slot: int, chunk: "Chunk", row: int) -> None:
-        """Writes the example of `slot` into `row` of `chunk`; a bad image leaves zeros under a mask of 0."""
-        chunk.arrays["image"][row], chunk.arrays["label"][row], chunk.arrays["mask"][row] = 0, 0, 0
-        if slot >= len(self.source):
-            return
-        try:
-            payload, label = self.source[slot]
-            image = eval_transform(payload, self.config)
-        except Exception as error:
-            chunk.note_bad(self.source, slot, error, self.config.on_error == "skip")
-            return
-        chunk.arrays["image"][row], chunk.arrays["label"][row], chunk.arrays["mask"][row] = image, label, 1
-
-
-class Chunk:
-    """Some rows of a batch in the making, and what had to be left out."""
-
-    def __init__(self, rows: int, spec: dict[str, jax.ShapeDtypeStruct]):
-        self.arrays = {name: np.empty((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in spec.items()}
-        self.bad: list[str] = []
-
-    def note_bad(self, source: Source, index: int, error: Exception, skip: bool) -> None:
-        """Notes a bad image; raises BadImageError unless such images are skipped."""
-        text = f"bad image: {source.describe(index)}: {error}"
-        if not skip:
-            raise BadImageError(
-                f"{text} (--data.on_error skip leaves such images out and counts them)"
-            ) from error
-        self.bad.append(text)
-
-
-class ChunkSource:
-    """Random access to chunks for Grain: chunk c -> (arrays, notes on images left out). Runs in the workers.
-
-    Chunk c of this host is part c % parts of its rows of batch c // parts.
-    """
-
-    def __init__(self, examples, spec, batch_size: int, first_row: int, rows: int, num_batches: int | None):
-        self.examples, self.spec = examples, spec
-        self.batch_size, self.first_row, self.rows = batch_size, first_row, rows
-        self.parts = math.ceil(rows / CHUNK_ROWS)
-        self._length = ENDLESS if num_batches is None else num_batches * self.parts
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> tuple[Batch, list[str]]:
-        batch, part = divmod(int(index), self.parts)
-        start, stop = part * CHUNK_ROWS, min((part + 1) * CHUNK_ROWS, self.rows)
-        chunk = Chunk(stop - start, self.spec)
-        for row in range(start, stop):
-            self.examples(batch * self.batch_size + self.first_row + row, chunk, row - start)
-        return chunk.arrays, chunk.bad
 
 
 class Pipeline:
@@ -191,9 +87,9 @@ class Pipeline:
         self._rows = self.batch_size // count
         self._first_row = index * self._rows
         # Mixing is drawn for the whole batch at once, so that all hosts agree; the workers leave it out.
-        per_example = {name: leaf for name, leaf in self.spec.items() if not name.startswith("mix_")}
+        leaves = {n: (s.shape[1:], s.dtype) for n, s in self.spec.items() if not n.startswith("mix_")}
         self._chunks = ChunkSource(
-            examples, per_example, self.batch_size, self._first_row, self._rows, self.num_batches
+            examples, leaves, self.batch_size, self._first_row, self._rows, self.num_batches
         )
         in_memory = isinstance(examples.source, sources.ArraySource)
         self._threads = 1 if in_memory else _cores()
@@ -242,11 +138,11 @@ class Pipeline:
         finally:
             iterator.close()
 
-    def _assemble(self, k: int, chunks: list[tuple[Batch, list[str]]]) -> Batch:
-        for text in (text for _, bad in chunks for text in bad):
+    def _assemble(self, k: int, chunks: list[Chunk]) -> Batch:
+        for text in (text for chunk in chunks for text in chunk.bad):
             self.skipped += 1
-            log.warning("skipped %s", text)
-        arrays = [arrays for arrays, _ in chunks]
+            log.warning("left out: %s", text)
+        arrays = [chunk.arrays for chunk in chunks]
         if len(arrays) == 1 and not self._workers:
             batch = arrays[0]
         else:  # also where there is one chunk: what workers hand over lies in shared memory that they take back

@@ -20,8 +20,15 @@ VALIDATION_NAMES = ("validation", "val", "valid", "test")
 class Source(Protocol):
     """Random access to the examples of one split."""
 
-    class_names: Sequence[str]
-    name: str
+    @property
+    def name(self) -> str:
+        """What the set is called."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The K classes, in the order of the labels."""
+        ...
 
     def __len__(self) -> int: ...
 

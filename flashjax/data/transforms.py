@@ -99,7 +99,7 @@ def center_resize(image: Image.Image, size: int, config: AugmentConfig) -> Image
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """`transform(payload, rng)` -> (uint8 [H, W, 3], int32 [N, 4] boxes to erase), for one training image."""
+    """`transform(image, rng)` -> (uint8 [H, W, 3], int32 [N, 4] boxes to erase), for one training image."""
 
     config: DataConfig
     policy: RandAugment | None
@@ -116,12 +116,10 @@ class TrainTransform:
         )
 
     def __call__(
-        self, payload: bytes | np.ndarray, rng: np.random.Generator
+        self, image: Image.Image, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "H W 3"], np.ndarray]:
         augment, size = self.config.augment, self.config.image_size
-        # The smallest crop that the recipe draws must still cover the result, so the draft stays well above it.
-        draft = 2 * size if self.config.jpeg_draft else None
-        image = self._crop(decode(payload, self.config.exif_rotate, draft), rng)
+        image = self._crop(image, rng)
         if augment.hflip > 0 and rng.random() < augment.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.policy is not None:
@@ -145,10 +143,3 @@ class TrainTransform:
         if self.config.augment.interpolation == "random":
             return RANDOM_FILTERS[int(rng.integers(0, 2))]
         return FILTERS[self.config.augment.interpolation]
-
-
-def eval_transform(payload: bytes | np.ndarray, config: DataConfig) -> UInt8[np.ndarray, "H W 3"]:
-    """One evaluation image: decoded, resized, cropped to the center."""
-    draft = 2 * config.image_size if config.jpeg_draft else None
-    image = decode(payload, config.exif_rotate, draft)
-    return np.asarray(center_resize(image, config.image_size, config.augment))
