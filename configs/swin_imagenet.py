@@ -26,6 +26,7 @@ from flashjax import models
 from flashjax.data import AugmentConfig, DataConfig
 from flashjax.models.swin import SwinConfig
 from flashjax.training import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from flashjax.training.sharding import Rule, fsdp, tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class SwinImagenet(RunConfig):
     warmup_epochs: float = 20.0
     """Passes in which the learning rate rises linearly; part of the epochs."""
     learning_rate_batch: int | None = 512
-    """Batch for which the optimizer's three learning rates are meant; they scale linearly with data.batch_size."""
+    """Batch for which the optimizer's three learning rates are meant; they scale linearly with the batch size."""
     init: str | None = None
     """Pretrained weights to start from: .pth, .bin or .safetensors (official, timm or Hugging Face), or the workdir of
     another run. Window, resolution and classes are adapted."""
@@ -55,10 +56,20 @@ NO_DECAY = {1: ("relative_position_bias_table",), 2: ("cpb_mlp", "logit_scale")}
 """By version, besides biases and norms, which never decay. With --model.ape true, add absolute_pos_embed."""
 
 
+RULES = (
+    Rule(r"(attn/qkv|mlp/fc1)/kernel$", tensor_parallel(1)),
+    Rule(r"(attn/proj|mlp/fc2)/kernel$", tensor_parallel(0)),
+    Rule(r".*", fsdp),
+)
+"""Attention and MLP split over the tensor axis: columns of what enters a branch, rows of what leaves it."""
+
+
 def optimizer(lr: float, warmup_init: float, min_lr: float, decay: float, version: int = 1) -> OptimizerConfig:
     """The official AdamW: per-iteration cosine, its rate set after the step, clipping at 5."""
     schedule = ScheduleConfig(kind="cosine", warmup_init_lr=warmup_init, min_lr=min_lr, late_by_one=True)
-    return OptimizerConfig(learning_rate=lr, weight_decay=decay, no_decay=NO_DECAY[version], clip_norm=5.0, schedule=schedule)
+    return OptimizerConfig(
+        learning_rate=lr, weight_decay=decay, no_decay=NO_DECAY[version], clip_norm=5.0, schedule=schedule
+    )
 
 
 def recipe(name: str, preset: str, batch: int = 1024, **fields: Any) -> SwinImagenet:
@@ -86,7 +97,7 @@ def pretrain_22k(size: str, preset: str) -> SwinImagenet:
 
 
 def finetune(name: str, preset: str, drop_path: float, source: str) -> SwinImagenet:
-    """30 epochs from pretrained weights, nearly without decay, augmented as from scratch (official finetune configs)."""
+    """30 epochs from pretrained weights, nearly no decay, augmented as from scratch (official finetune configs)."""
     return recipe(
         name,
         preset,
@@ -111,7 +122,7 @@ def pretrain_22k_v2(size: str, preset: str) -> SwinImagenet:
 
 
 def demo() -> SwinImagenet:
-    """A Swin 32 wide on 5,000 embedded digits, in minutes on two cores. Kernels scale by fan-in: .02 is too small here."""
+    """A Swin 32 wide on embedded digits, in minutes on two cores. Kernels scale by fan-in: .02 is too small here."""
     model = SwinConfig(
         img_size=28,
         patch_size=2,

@@ -1,11 +1,14 @@
 """Command lines from typed presets: every field is a flag, a typo is an answer, an error is a sentence."""
 
 import contextlib
+import dataclasses
 import difflib
+import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -13,23 +16,37 @@ import tyro
 Config = TypeVar("Config")
 
 
-def parse(presets: Mapping[str, Config], program: str, description: str, args: Sequence[str] | None = None) -> Config:
-    """The preset named by ``--preset`` (default: the first) with the values that further flags give.
+def parse(
+    presets: Mapping[str, Config],
+    program: str,
+    description: str | None,
+    with_data: str,
+    args: Sequence[str] | None = None,
+) -> Config:
+    """The preset named by ``--preset`` with the values that further flags give.
+
+    Without ``--preset`` it is the first one, which needs no data; or ``with_data`` where ``--data_dir`` or the
+    environment's TFDS_DATA_DIR names some: naming data means the paper's run. In the modes that look at a finished
+    run, the flags that made it (config.json in the workdir) come first.
 
     Every field of the preset's dataclass tree is a flag, ``--data.batch_size 64``; ``--help`` shows the preset's own
     values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
-    name = _preset_name(args, next(iter(presets)))
+    args = _recorded(args) + args
+    data_dir = _value(args, "data_dir") or os.environ.get("TFDS_DATA_DIR")
+    name = _value(args, "preset") or (with_data if data_dir else next(iter(presets)))
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=3, cutoff=0.3) or list(presets)
         _fail(f"unknown preset '{name}'; nearest: {', '.join(near)}. All: {', '.join(presets)}")
     default = presets[name]
+    if name != next(iter(presets)):
+        default = dataclasses.replace(default, data_dir=data_dir)  # type: ignore[type-var]
     with friendly_errors():
         return tyro.cli(
             type(default),
             prog=f"python -m {program}",
-            description=f"{description}\n\nPresets: {', '.join(presets)}. Defaults shown are those of '{name}'.",
+            description=f"{description}\nPresets: {', '.join(presets)}. Defaults shown are those of '{name}'.",
             args=args,
             default=default,
             use_underscores=True,
@@ -37,15 +54,26 @@ def parse(presets: Mapping[str, Config], program: str, description: str, args: S
         )
 
 
-def _preset_name(args: Sequence[str], default: str) -> str:
+def _value(args: Sequence[str], flag: str) -> str | None:
+    """The last value given to ``--flag``, in either spelling."""
+    found = None
     for i, arg in enumerate(args):
-        if arg == "--preset":
+        if arg == f"--{flag}":
             if i + 1 == len(args):
-                _fail("--preset needs a name")
-            return args[i + 1]
-        if arg.startswith("--preset="):
-            return arg.removeprefix("--preset=")
-    return default
+                _fail(f"--{flag} needs a value")
+            found = args[i + 1]
+        elif arg.startswith(f"--{flag}="):
+            found = arg.removeprefix(f"--{flag}=")
+    return found
+
+
+def _recorded(args: Sequence[str]) -> list[str]:
+    """The arguments that made the run in ``--workdir``, where ``args`` ask to look at it."""
+    workdir = _value(args, "workdir")
+    if workdir is None or _value(args, "mode") in (None, "train"):
+        return []
+    path = Path(workdir) / "config.json"
+    return json.loads(path.read_text())["arguments"] if path.is_file() else []
 
 
 @contextlib.contextmanager
@@ -68,17 +96,6 @@ def _fail(message: str) -> Any:
     raise SystemExit(2)
 
 
-def command(program: str, args: Sequence[str] | None = None, **changes: str | None) -> str:
-    """The command line that runs ``program`` with ``args`` (default: this process's), some flags set or removed."""
-    words = list(sys.argv[1:] if args is None else args)
-    for flag, value in changes.items():
-        for i, word in enumerate(words):
-            if word == f"--{flag}":
-                del words[i : i + 2]
-                break
-            if word.startswith(f"--{flag}="):
-                del words[i]
-                break
-        if value is not None:
-            words += [f"--{flag}", value]
-    return shlex.join(["python", "-m", program, *words])
+def command(program: str) -> str:
+    """The command line of this process, to be typed again."""
+    return shlex.join(["python", "-m", program, *sys.argv[1:]])

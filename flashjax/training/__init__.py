@@ -10,6 +10,7 @@ from flashjax.training.experiment import (
 )
 from flashjax.training.loop import Result, fit
 from flashjax.training.mesh import MeshConfig
+from flashjax.training.modes import dry_run, finish, print_metrics, replay
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig
 from flashjax.training.program import Program, evaluate, load_best
 
@@ -25,7 +26,12 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "dry_run",
     "evaluate",
+    "finish",
     "fit",
     "load_best",
+    "print_metrics",
+    "replay",
+    "scale_recipe",
 ]

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from flashjax.training.experiment import CheckpointConfig
+from flashjax.training.sharding import path_string
 
 
 class CheckpointError(RuntimeError):
@@ -34,6 +36,7 @@ class Checkpoints:
             read_only=read_only,
             # What a killed run left half-written is never a step; it is cleared away here.
             cleanup_tmp_directories=not read_only,
+            best_fn=self._score,  # makes Orbax store the metrics; the policy below decides
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(config.keep),
@@ -43,7 +46,8 @@ class Checkpoints:
                 ]
             ),
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def _score(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self.config.metric, math.nan)
@@ -76,11 +80,7 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step with the best ``metric``; the newest where no checkpoint carries metrics."""
-        scored = [
-            (self._score(metrics), step)
-            for step in self.steps()
-            if (metrics := self._manager.metrics(step)) is not None
-        ]
+        scored = [(self._score(metrics), step) for step in self.steps() if (metrics := self.metrics(step))]
         return max(scored)[1] if scored else self.latest()
 
     def path(self, step: int) -> Path:
@@ -102,6 +102,21 @@ class Checkpoints:
                 f"checkpoint {self.path(step)} cannot be read: {_first_line(error)}{self._others(step)}"
             ) from error
         return restored["state"]
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The evaluation saved with ``step``; empty where there was none."""
+        return dict(self._manager.metrics(step) or {})
+
+    def restore_variables(self, step: int) -> dict[str, Any]:
+        """Model variables of ``step`` (averaged ones if the run kept them) as host arrays, whatever model it was."""
+        stored = self._manager.item_metadata(step)["state"]
+        if stored is None:
+            raise CheckpointError(f"checkpoint {self.path(step)} has no readable listing{self._others(step)}")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), stored)
+        state = self.restore(step, wanted)
+        variables = {"params": state.get("ema") or state["params"], **(state.get("collections") or {})}
+        return jax.tree.map(np.asarray, jax.device_get(variables))
 
     def _others(self, step: int) -> str:
         older = [s for s in self.steps() if s < step]
@@ -147,12 +162,7 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.utils.serialize_tree(tree, keep_empty_nodes=False))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-        if hasattr(leaf, "shape") and leaf.shape is not None
-    }
+    return {path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """What a launcher hands to the trainer: typed settings of a run, and the parts of an experiment."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -43,6 +43,8 @@ class Pipeline(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
+    def steps_per_epoch(self) -> int: ...
+    @property
     def num_batches(self) -> int | None: ...
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]: ...
@@ -82,6 +84,8 @@ class TrainConfig:
     """NaN or Inf updates are skipped; this many in a row end the run."""
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Metric writers besides the JSON lines."""
+    accept_changes: bool = False
+    """Resume a run although settings that change what it computes are not those it was begun with."""
     progress: bool = True
     """A progress bar on the terminal."""
     remat_loss: bool = False
@@ -98,13 +102,21 @@ class RunConfig:
     """What to do: train (resumes what is in the workdir), measure the best checkpoint, name what is in images, or
     repeat the step whose update was NaN or Inf."""
     workdir: str | None = None
-    """Directory of the run: config.json, metrics.jsonl, checkpoints/, report.html. Default: runs/<launcher>-<preset>."""
+    """Directory of the run: config.json, metrics.jsonl, checkpoints/, report.html; default runs/<launcher>-<preset>."""
     data_dir: str | None = None
     """Directory of the data set (default: the environment's TFDS_DATA_DIR). Named means: no demo data."""
     seed: int = 0
     """Seed of parameters, data order, augmentation and dropout."""
     steps: int | None = None
-    """Updates to train for; default: what the recipe's epochs make."""
+    """Updates to train for; default: what the epochs make."""
+    epochs: float = 100.0
+    """Passes over the training set, if --steps does not say."""
+    warmup_epochs: float = 0.0
+    """Passes in which the learning rate rises linearly; part of the epochs."""
+    learning_rate_batch: int | None = None
+    """Batch for which the optimizer's three learning rates are meant; they scale linearly with the batch size."""
+    step: int | None = None
+    """The step to repeat in --mode replay; default: the first that was kept."""
     dry_run: bool = False
     """Print the parameter table (path, shape, dtype, sharding, bytes a device) and exit."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -115,6 +127,9 @@ class RunConfig:
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When to save and what to keep."""
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -129,8 +144,6 @@ class Experiment:
     eval_data: Pipeline
     steps: int
     """Updates in all."""
-    eval_every: int
-    """Steps between evaluations."""
     workdir: str
     rules: Rules = FSDP_RULES
     """Where parameters live on the mesh."""
@@ -139,5 +152,35 @@ class Experiment:
     drawn."""
     resume_command: str = ""
     """Printed when the run is interrupted."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Further facts for config.json."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for config.json, such as class names."""
+
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+        return self.config.train.eval_every or self.train_data.steps_per_epoch
+
+
+def scale_recipe(config: ConfigT, batch_size: int, steps_per_epoch: int) -> tuple[ConfigT, int]:
+    """(config with the learning rates and the warm-up that the batch and the data make of its recipe, steps in all).
+
+    ``learning_rate_batch`` scales the peak, first and last learning rate; the epochs become updates, unless ``steps``
+    is given. A warm-up never takes more than the run.
+    """
+    steps = config.steps if config.steps is not None else max(1, round(config.epochs * steps_per_epoch))
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, found {steps}")
+    scale = batch_size / config.learning_rate_batch if config.learning_rate_batch else 1.0
+    schedule = config.optimizer.schedule
+    warmup = schedule.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
+    optimizer = replace(
+        config.optimizer,
+        learning_rate=config.optimizer.learning_rate * scale,
+        schedule=replace(
+            schedule,
+            warmup_steps=min(warmup, steps),
+            warmup_init_lr=schedule.warmup_init_lr * scale,
+            min_lr=schedule.min_lr * scale,
+        ),
+    )
+    return replace(config, optimizer=optimizer), steps

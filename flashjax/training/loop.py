@@ -83,6 +83,8 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard) -> Re
     program = Program(experiment)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     resumed = checkpoints.latest()
+    if resumed is not None:
+        run.check_same(config, config.train.accept_changes)
     if resumed is None:
         state, step = program.init(), 0
     else:
@@ -96,7 +98,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard) -> Re
         steps=experiment.steps,
         parameters=sum(x.size for x in jax.tree.leaves(program.abstract_state.params)),
         flops_per_step=flops,
-        **experiment.labels,
+        **experiment.facts,
     )
     writer = make_writers(config.train.writers, run.path, step if resumed is not None else None, config)
 
@@ -225,16 +227,17 @@ class _Loop:
         """Keeps what is needed to repeat a step whose update was not finite, and goes on without it."""
         self.nonfinite_in_a_row += 1
         where = self.run.dump(step)
-        nonfinite.dump(where, state, batch, values)
+        with jax.transfer_guard("allow"):
+            nonfinite.dump(where, state, batch, values)
         self.writer.write(step + 1, {"nonfinite": 1.0, "loss": values["loss"], "grad_norm": values["grad_norm"]})
         _say(
-            f"step {step}: loss {values['loss']:.6g}, gradient norm {values['grad_norm']:.6g}: the update was not applied; "
-            f"state and batch are kept in {where}, --mode replay --step {step} repeats it"
+            f"step {step}: loss {values['loss']:.6g}, gradient norm {values['grad_norm']:.6g}: "
+            f"the update was not applied; state and batch are kept in {where}, --mode replay --step {step} repeats it"
         )
         if self.nonfinite_in_a_row >= self.config.train.max_nonfinite:
             raise nonfinite.NonFiniteError(
-                f"{self.nonfinite_in_a_row} updates in a row were NaN or Inf (train.max_nonfinite), the last at step {step}: "
-                f"lower the learning rate, or repeat the first with --mode replay"
+                f"{self.nonfinite_in_a_row} updates in a row were NaN or Inf (train.max_nonfinite), the last at "
+                f"step {step}: lower the learning rate, or repeat the first with --mode replay"
             )
         state = self.program.release(state)
         if self.pending is not None:  # the step given away meanwhile met a halted state: give it away again

@@ -58,7 +58,8 @@ def resolve_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
     divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
     nearest = sorted(divisors, key=lambda d: (abs(d - known), d))[:3]
     raise ValueError(
-        f"the mesh ({spelled}) asks for {'a multiple of ' if free else ''}{known} devices, but there are {num_devices}; "
+        f"the mesh ({spelled}) asks for {'a multiple of ' if free else ''}{known} devices, "
+        f"but there are {num_devices}; "
         f"products that work: {', '.join(map(str, sorted(nearest)))}"
         + ("" if free else ", or give one axis the size -1")
     )

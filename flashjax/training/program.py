@@ -1,5 +1,6 @@
 """The compiled side of an experiment: mesh -> abstract state -> shardings from rules -> jit(init) -> jit(step)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -22,10 +23,10 @@ from flashjax.training.step import TrainState, make_eval_step, make_init, make_t
 class Program:
     """The compiled side of an experiment: mesh, abstract state with shardings, and the functions on it."""
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
         config = experiment.config
         self.experiment = experiment
-        self.mesh: Mesh = make_mesh(config.mesh)
+        self.mesh: Mesh = make_mesh(config.mesh, devices)
         accumulate = config.train.accumulate
         check_batch("batch size", experiment.train_data.batch_size, self.mesh, accumulate)
         check_batch("evaluation batch size", experiment.eval_data.batch_size, self.mesh)

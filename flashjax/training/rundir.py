@@ -16,6 +16,25 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+FREE_FIELDS = (
+    *(
+        "preset",
+        "mode",
+        "step",
+        "workdir",
+        "data_dir",
+        "dry_run",
+        "images",
+        "mesh.",
+        "checkpoint.",
+        "data.workers",
+        "data.prefetch",
+    ),
+    *("data.on_error", "data.eval_batch_size", "train.accept_changes", "train.log_every", "train.eval_every"),
+    *("train.progress", "train.writers", "train.max_nonfinite"),
+)
+"""Settings (and groups of them, with a dot) that may change on resuming: how a run runs, not what it computes."""
+
 
 class RunDirectoryError(RuntimeError):
     """A workdir that cannot be written, or in which another run is at work."""
@@ -76,7 +95,7 @@ class RunDirectory:
         content = {
             "name": name,
             "config": dataclasses.asdict(config),
-            "command": [sys.executable, *sys.orig_argv[1:]],
+            "arguments": ["--preset", config.preset, *sys.argv[1:]],
             "mesh": {axis: size for axis, size in mesh.shape.items()},
             "devices": {
                 "count": mesh.size,
@@ -92,10 +111,44 @@ class RunDirectory:
         temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
         temporary.replace(self.path / "config.json")
 
+    def check_same(self, config: Any, accept: bool) -> None:
+        """A run that is resumed must be the run that was begun.
+
+        Raises:
+            RunDirectoryError: listing the fields that differ, unless ``accept``.
+        """
+        path = self.path / "config.json"
+        if accept or not path.is_file():
+            return
+        old, new = (
+            _flat(json.loads(path.read_text())["config"]),
+            _flat(json.loads(json.dumps(dataclasses.asdict(config)))),
+        )
+        changed = [
+            f"{name}: {old.get(name)} then, {new.get(name)} now"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and not _free(name)
+        ]
+        if changed:
+            raise RunDirectoryError(
+                f"the run in {self.path} was made with other settings ({'; '.join(changed)}): name another --workdir, "
+                "or go on with the new ones by --train.accept_changes true"
+            )
+
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _free(name: str) -> bool:
+    return any(name == field or (field.endswith(".") and name.startswith(field)) for field in FREE_FIELDS)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: value for key, branch in tree.items() for name, value in _flat(branch, f"{prefix}{key}.").items()}
 
 
 def versions() -> dict[str, str]:

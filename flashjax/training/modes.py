@@ -1,0 +1,81 @@
+"""What a launcher does besides fitting: dry run, evaluation, replay, and the words at the end of a run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from flashjax.training import nonfinite
+from flashjax.training.experiment import Experiment
+from flashjax.training.loop import Result
+from flashjax.training.parameters import parameter_table
+from flashjax.training.program import Program
+from flashjax.training.report import write_report
+
+
+def dry_run(experiment: Experiment) -> None:
+    """Prints mesh, parameters with their places, and what each device holds; compiles and allocates nothing."""
+    program = Program(experiment)
+    axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
+    state, where = program.abstract_state, program.shardings
+    print(f"{experiment.name}: {experiment.steps} steps of {experiment.train_data.batch_size} examples; mesh: {axes}")
+    print(parameter_table({"parameters": state.params}, {"parameters": where.params}))
+    rest = {"gradients": (state.params, where.params), "optimizer state": (state.opt_state, where.opt_state)}
+    if state.ema is not None:
+        rest["average"] = (state.ema, where.ema)
+    for name, (tree, shardings) in rest.items():
+        print(f"{name + ':':18}{_bytes_per_device(tree, shardings) / 2**20:10.1f} MiB a device")
+
+
+def _bytes_per_device(tree: Any, shardings: Any) -> int:
+    sizes = jax.tree.map(
+        lambda leaf, where: int(np.prod(where.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize, tree, shardings
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def replay(experiment: Experiment) -> None:
+    """Repeats alone the step under ``nonfinite/`` that ``--step`` names (default: the first); prints its figures.
+
+    Raises:
+        FileNotFoundError: naming the steps that were kept.
+    """
+    where = Path(experiment.workdir) / "nonfinite"
+    kept = sorted(int(p.name) for p in where.glob("*")) if where.is_dir() else []
+    step = experiment.config.step if experiment.config.step is not None else (kept[0] if kept else 0)
+    program = Program(experiment)
+    state, rows = nonfinite.load(where / str(step), program.abstract_state)
+    _, metrics = program.train_step(state, program.put(rows, experiment.train_data.spec))
+    print_metrics({"step": step} | {name: float(value) for name, value in jax.device_get(metrics).items()})
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """One line a figure."""
+    for name, value in metrics.items():
+        print(f"{name:16} {value:.6g}")
+
+
+def finish(
+    experiment: Experiment,
+    result: Result,
+    predictions: Sequence[tuple[np.ndarray, str, list[tuple[str, float]]]] = (),
+    further: Mapping[str, str] | None = None,
+) -> None:
+    """Draws report.html and prints the summary of a run; ``further`` lines come last."""
+    if jax.process_index() != 0:
+        return
+    shown = {name: f"{value:.4f}" for name, value in result.metrics.items()}
+    lines = {
+        **{f"held-out {name}": value for name, value in shown.items()},
+        "examples/s": f"{result.examples_per_second:.0f}" if result.examples_per_second else "not trained in this call",
+        "steps": str(result.step),
+        "best checkpoint": str(result.checkpoint),
+        "report": str(result.workdir / "report.html"),
+    }
+    metrics = [json.loads(line) for line in (result.workdir / "metrics.jsonl").read_text().splitlines()]
+    write_report(result.workdir / "report.html", experiment.name, metrics, predictions, lines)
+    width = max(map(len, [*lines, *(further or {})]))
+    print("\n".join(f"  {name:{width}}  {text}" for name, text in {**lines, **(further or {})}.items()))
