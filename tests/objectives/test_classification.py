@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import unfreeze
 
 from flashjax.objectives.classification import Classification
 
@@ -154,7 +153,7 @@ def test_evaluation_counts_each_real_row_once():
 def test_predict_gives_probabilities():
     task = objective(Small())
     batch = raw_batch(3)
-    variables = unfreeze(task.init({"params": jax.random.key(0)}, batch))
+    variables = task.init({"params": jax.random.key(0)}, batch)
     probabilities = task.predict(variables, batch)
     assert probabilities.shape == (3, CLASSES) and probabilities.dtype == jnp.float32
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)
