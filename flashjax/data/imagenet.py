@@ -29,7 +29,7 @@ def class_names() -> tuple[str, ...]:
     return tuple(name for _, name in _table())
 
 
-def head_22k_to_1k() -> Int[np.ndarray, " 1000"]:
+def head_22k_to_1k() -> Int[np.ndarray, "classes"]:
     """For each of the 1000 classes, its row in a 21841-class head of the official Swin models, int64.
 
     `head["kernel"][:, head_22k_to_1k()]` turns a pre-trained 22k head into a 1k head (official

@@ -60,6 +60,8 @@ def _read_parts(index: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{index}: not an index: a JSON object with a weight_map is expected") from error
     state: dict[str, np.ndarray] = {}
     for file in sorted(set(places.values())):
+        if Path(file).name != file:
+            raise ValueError(f"{index}: places tensors in {file!r}, outside its directory")
         part = read_state(index.parent / file)
         wanted = [name for name, place in places.items() if place == file]
         if absent := [name for name in wanted if name not in part]:

@@ -5,6 +5,8 @@ Layouts: `official`, the authors' repository, its detection and segmentation bac
 hub. For V2 the last two are the same.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ _SIMMIM = r"(embeddings\.)?mask_token|decoder\..*"
 _HEADS = r"(neck|rpn_head|roi_head|bbox_head|mask_head|decode_head|auxiliary_head)\..*"
 
 
+@functools.lru_cache(maxsize=16)
 def abstract(model: SwinTransformer) -> dict[str, dict]:
     """Shape and dtype of every variable of the model; nothing is computed."""
     config = model.config

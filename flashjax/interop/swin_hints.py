@@ -22,6 +22,8 @@ _FOUND = {
     "patch_norm": "a norm after the patch embedding: {}",
     "feature_norms": "norms of a pyramid backbone: {}",
 }
+# What a converted model can still be made into (a classifier into a backbone, though not the reverse).
+_RESIZED = ("num_classes", "window_size", "feature_norms")
 
 
 def explain(config: SwinConfig, found: Lookup, names: Collection[str]) -> list[str]:
@@ -37,8 +39,8 @@ def explain(config: SwinConfig, found: Lookup, names: Collection[str]) -> list[s
     for field, text in _FOUND.items():
         if field in looks and looks[field] != getattr(config, field):
             hint = f"{text.format(looks[field])}: pass {field}={looks[field]}"
-            if field == "window_size":
-                hint += f" and then resize_parameters to window {config.window_size}"
+            if field in _RESIZED and looks[field] is not True:
+                hint += " and then flashjax.models.swin_transfer.resize_parameters"
             hints.append(hint)
     return hints
 
