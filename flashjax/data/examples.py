@@ -19,6 +19,7 @@ from flashjax.data.transforms import TrainTransform, center_resize, decode
 CHUNK_ROWS = 32
 ENDLESS = 2**60  # chunks of a training stream: no run reaches it, and sums with it still fit 64 bits
 MAX_BAD_IN_A_ROW = 100
+SKIP_HINT = "--data.on_error skip leaves such images out and counts them"
 SHUFFLE, AUGMENT, MIX = range(3)  # one family of draws each
 
 Arrays = dict[str, np.ndarray]
@@ -89,7 +90,7 @@ class TrainExamples:
                 image, label = read_image(self.source, (first + attempt) % len(self.source), self.config)
             except BadImageError as error:
                 if self.config.on_error == "raise":
-                    raise
+                    raise BadImageError(f"{error}; {SKIP_HINT}") from error.__cause__
                 bad.append(str(error))
                 continue
             rng = generator(self.seed, AUGMENT, slot)
@@ -115,7 +116,7 @@ class EvalExamples:
             image, label = read_image(self.source, slot, self.config)
         except BadImageError as error:
             if self.config.on_error == "raise":
-                raise
+                raise BadImageError(f"{error}; {SKIP_HINT}") from error.__cause__
             return [str(error)]
         arrays["image"][row] = center_resize(image, self.config.image_size, self.config.augment)
         arrays["label"][row], arrays["mask"][row] = label, 1

@@ -18,7 +18,7 @@ from flashjax.data.config import AugmentConfig, DataConfig
 def normalise(images: UInt8[Array, "B H W 3"], config: AugmentConfig) -> Float[Array, "B H W 3"]:
     """Pixels 0..255 to float32 of the recipe's mean 0 and deviation 1, channel by channel."""
     mean, std = jnp.float32(config.mean), jnp.float32(config.std)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
 def inside(
