@@ -32,7 +32,8 @@ def from_torch(name: str, state: Mapping[str, Any], **overrides: Any) -> dict[st
             all of them (`backbone.`, `encoder.`, `module.`) is stripped; buffers are not needed and not read.
 
     Returns:
-        `{"params": tree}` of numpy arrays in the dtypes of the model's parameters.
+        `{"params": tree}` of numpy arrays in the dtypes of the model's parameters. They stay on the host, so that
+        the caller decides how they are placed on devices.
 
     Raises:
         ValueError: unknown name or override.

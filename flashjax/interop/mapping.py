@@ -223,8 +223,8 @@ def unflatten(leaves: Mapping[str, Any], collections: Collection[str]) -> dict[s
     variables: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
-        if parents[:1] not in ([name] for name in collections):
-            parents.insert(0, "params")
+        if not parents or parents[0] not in collections:
+            parents = ["params", *parents]
         node = variables
         for key in parents:
             node = node.setdefault(key, {})
@@ -243,7 +243,7 @@ def read(table: Table, state: State, expected: Mapping[str, jax.ShapeDtypeStruct
     Raises:
         ConversionError: the layout is not recognised, or names or shapes differ from what the model needs.
     """
-    layout, found, strangers = _recognise(table, state, expected)
+    layout, prefix, found, strangers = _recognise(table, state, expected)
     leaves, missing, misshapen, used = {}, [], [], set()
     for path, want in expected.items():
         place = _place(table, path, layout)
@@ -271,7 +271,8 @@ def read(table: Table, state: State, expected: Mapping[str, jax.ShapeDtypeStruct
     }
     if any(problems.values()):
         hints = table.explain(lambda path: _found_shape(table, path, layout, found), list(state))
-        raise ConversionError(_report(f"the state ({layout} layout) does not fit the model", problems, hints))
+        under = f", names after {prefix!r}" if prefix else ""
+        raise ConversionError(_report(f"the state ({layout} layout{under}) does not fit the model", problems, hints))
     return leaves
 
 
@@ -346,12 +347,12 @@ def _found_shape(table: Table, path: str, layout: str, found: State) -> tuple[in
         return None
 
 
-def _recognise(table: Table, state: State, expected: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """The layout of a state, its parameters under the names of the rules, and the names that belong to nothing.
+def _recognise(table: Table, state: State, expected: Mapping[str, Any]) -> tuple[str, str, dict[str, Any], list[str]]:
+    """The layout of a state, its prefix, its parameters by the names of the rules, and what belongs to nothing.
 
     Among the layouts whose anchor is there, the one that names the most of the model's leaves is meant.
     """
-    best: tuple[int, str, dict[str, Any], list[str]] | None = None
+    best: tuple[int, str, str, dict[str, Any], list[str]] | None = None
     for name, layout in table.layouts.items():
         prefixes = {key[: -len(layout.anchor)] for key in state if f".{key}".endswith(f".{layout.anchor}")}
         if len(prefixes) > 1:
@@ -360,11 +361,12 @@ def _recognise(table: Table, state: State, expected: Mapping[str, Any]) -> tuple
             )
         if not prefixes:
             continue
-        found, strangers = layout.select(state, prefixes.pop())
+        (prefix,) = prefixes
+        found, strangers = layout.select(state, prefix)
         places = (table.place(path, name) for path in expected)
         covered = sum(key in found for place in places if place for key in place.names)
         if best is None or covered > best[0]:
-            best = covered, name, found, strangers
+            best = covered, name, prefix, found, strangers
     if best is None:
         anchors = ", ".join(f"{layout.anchor!r} ({name})" for name, layout in table.layouts.items())
         some = ", ".join(repr(key) for key in list(state)[:5]) or "nothing"
