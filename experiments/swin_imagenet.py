@@ -7,19 +7,24 @@ python -m experiments.swin_imagenet --mode predict --images cat.jpg --init swin.
 
 import dataclasses
 import functools
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from configs.swin_imagenet import PRESETS, RULES, SwinImagenet
-from flashjax import cli, data, training
+from flashjax import cli, data, interop, models, training
 from flashjax.data.augment.device import prepare_eval, prepare_train
+from flashjax.data.imagenet import head_22k_to_1k
 from flashjax.evaluation import classify
-from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin_transfer import resize_parameters
 from flashjax.objectives.classification import Classification
 from flashjax.training import Experiment
+from flashjax.training.rundir import finished_run
 
 PROGRAM = "experiments.swin_imagenet"
-PAPER = f"python -m {PROGRAM} --preset tiny_1k --data_dir <directory with imagenet2012> --workdir <directory>"
+PAPER = f"python -m {PROGRAM} --preset tiny_1k --data_dir DIR_OF_IMAGENET --workdir runs/tiny_1k"
 
 
 def objective(config: SwinImagenet, num_classes: int) -> Classification:
@@ -36,26 +41,47 @@ def objective(config: SwinImagenet, num_classes: int) -> Classification:
     )
 
 
+def pretrained(config: SwinImagenet, num_classes: int | None = None) -> dict[str, Any]:
+    """Parameters of ``--init`` at this resolution and window, with a head for ``num_classes`` (default: their own)."""
+    assert config.init is not None
+    if Path(config.init).is_dir() and (run := finished_run(config.init)) is not None:
+        params, source = run.variables["params"], SwinConfig(**run.config["model"])
+        source = dataclasses.replace(source, num_classes=params["head"]["kernel"].shape[-1])
+    elif config.init_model is None:
+        raise ValueError(
+            f"--init {config.init} needs --init_model: which model it is, e.g. swin_tiny_patch4_window7_224"
+        )
+    else:
+        source = models.config(config.init_model)
+        params = interop.load(config.init, config.init_model)["params"]
+    target = dataclasses.replace(config.model, num_classes=num_classes or source.num_classes)
+    to_1k = source.num_classes == 21841 and target.num_classes == 1000
+    return resize_parameters(params, source, target, head_22k_to_1k().tolist() if to_1k else None)
+
+
 def build(config: SwinImagenet) -> Experiment:
     """Data -> model -> objective -> experiment."""
     train_data, eval_data, info = data.classification(
         config.data, config.data_dir, config.seed, jax.process_index(), jax.process_count()
     )
     config, steps = training.scale_recipe(config, train_data.batch_size, train_data.steps_per_epoch)
-    goal = objective(config, info.num_classes)
     return Experiment(
         name="swin_imagenet",
         config=config,
-        objective=goal,
+        objective=objective(config, info.num_classes),
         train_data=train_data,
         eval_data=eval_data,
         steps=steps,
-        workdir=config.workdir or f"runs/swin_imagenet-{config.preset}",
+        workdir=workdir(config),
         rules=RULES,
-        initial=functools.partial(pretrained, config, goal) if config.init else None,
+        initial=(lambda _: {"params": pretrained(config, info.num_classes)}) if config.init else None,
         resume_command=cli.command(PROGRAM),
         facts={"dataset": info.name, "class_names": info.class_names},
     )
+
+
+def workdir(config: SwinImagenet) -> str:
+    return config.workdir or f"runs/swin_imagenet-{config.preset}"
 
 
 def train(config: SwinImagenet) -> None:
@@ -65,6 +91,18 @@ def train(config: SwinImagenet) -> None:
     names = classify.readable_names(experiment.facts["class_names"])
     shown = classify.examples(experiment.objective, result.state.variables(), experiment.eval_data, names, 60)
     training.finish(experiment, result, shown, {"the paper's run": PAPER})
+
+
+def predict(config: SwinImagenet) -> None:
+    """Names each of ``--images`` by the run's best checkpoint, or by ``--init`` where there is no run."""
+    run = finished_run(workdir(config), config.checkpoint)
+    if run is None and config.init is None:
+        raise ValueError(f"no finished run in {workdir(config)}: train first, name one with --workdir, or give --init")
+    variables = run.variables if run is not None else {"params": pretrained(config)}
+    num_classes = variables["params"]["head"]["kernel"].shape[-1]
+    names = run.class_names if run is not None else classify.default_names(num_classes)
+    goal = objective(config, num_classes)
+    classify.print_predictions(classify.predict_files(goal, variables, config.images, config.data, names))
 
 
 def main() -> None:

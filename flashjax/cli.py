@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,12 +47,18 @@ def parse(
         return tyro.cli(
             type(default),
             prog=f"python -m {program}",
-            description=f"{description}\nPresets: {', '.join(presets)}. Defaults shown are those of '{name}'.",
+            description=f"{_paragraphs(description)}\n\nPresets: {', '.join(presets)}. "
+            f"Defaults shown are those of '{name}'.",
             args=args,
             default=default,
             use_underscores=True,
-            config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+            config=(tyro.conf.AvoidSubcommands,),
         )
+
+
+def _paragraphs(text: str | None) -> str:
+    """``text`` with its indented lines apart: the help page would run them together."""
+    return re.sub(r"\n {4}", "\n\n", (text or "").strip())
 
 
 def _value(args: Sequence[str], flag: str) -> str | None:

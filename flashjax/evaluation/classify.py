@@ -1,8 +1,7 @@
 """Naming images: the classes of files, and the examples of an evaluation set for a run's report."""
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,21 @@ import jax
 import numpy as np
 
 from flashjax.data import DataConfig, Pipeline
-from flashjax.data.imagenet import class_names as imagenet_names
-from flashjax.data.transforms import eval_transform
+from flashjax.data.imagenet import class_names, wnids
+from flashjax.data.transforms import center_resize, decode
 from flashjax.objectives.classification import Classification
 
 Ranked = list[tuple[str, float]]
 
 
-def class_names(num_classes: int, workdir: Path | None = None) -> tuple[str, ...]:
-    """Names of a run's classes from its config.json; ImageNet's for 1000 classes; otherwise numbers."""
-    path = workdir / "config.json" if workdir is not None else None
-    if path is not None and path.is_file():
-        names = json.loads(path.read_text()).get("class_names")
-        if names and len(names) == num_classes:
-            return readable_names(names)
-    return imagenet_names() if num_classes == 1000 else tuple(f"class {i}" for i in range(num_classes))
+def default_names(num_classes: int) -> tuple[str, ...]:
+    """ImageNet's class names for 1000 classes, numbers for any other count."""
+    return class_names() if num_classes == 1000 else tuple(f"class {i}" for i in range(num_classes))
 
 
 def readable_names(names: Sequence[str]) -> tuple[str, ...]:
     """ImageNet's English names where the classes are its 1000 WordNet numbers; otherwise the names themselves."""
-    from flashjax.data.imagenet import wnids
-
-    return imagenet_names() if tuple(names) == wnids() else tuple(names)
+    return class_names() if tuple(names) == tuple(wnids()) else tuple(names)
 
 
 def predict_files(
@@ -42,14 +34,25 @@ def predict_files(
     Raises:
         ValueError: naming the file that is missing or is no image.
     """
+    if not paths:
+        raise ValueError("no images to name: give files with --images")
     images = []
     for path in paths:
         try:
-            images.append(eval_transform(Path(path).read_bytes(), config))
+            image = decode(Path(path).read_bytes(), config.exif_rotate)
+            images.append(np.asarray(center_resize(image, config.image_size, config.augment)))
         except Exception as error:
             raise ValueError(f"cannot read image {path}: {error}") from error
     probabilities = _probabilities(objective, variables, np.stack(images))
     return {path: _top(row, names, 5) for path, row in zip(paths, probabilities, strict=True)}
+
+
+def print_predictions(predictions: Mapping[str, Ranked]) -> None:
+    """A block for each file: its name, then a line a class."""
+    for path, ranked in predictions.items():
+        print(path)
+        for name, probability in ranked:
+            print(f"  {probability:7.2%}  {name}")
 
 
 def examples(

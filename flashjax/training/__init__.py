@@ -7,12 +7,13 @@ from flashjax.training.experiment import (
     Pipeline,
     RunConfig,
     TrainConfig,
+    scale_recipe,
 )
 from flashjax.training.loop import Result, fit
 from flashjax.training.mesh import MeshConfig
 from flashjax.training.modes import dry_run, finish, print_metrics, replay
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig
-from flashjax.training.program import Program, evaluate, load_best
+from flashjax.training.program import Program, evaluate
 
 __all__ = [
     "CheckpointConfig",
@@ -30,8 +31,8 @@ __all__ = [
     "evaluate",
     "finish",
     "fit",
-    "load_best",
     "print_metrics",
     "replay",
+    "scale_recipe",
     "scale_recipe",
 ]

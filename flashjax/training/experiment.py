@@ -88,8 +88,6 @@ class TrainConfig:
     """Resume a run although settings that change what it computes are not those it was begun with."""
     progress: bool = True
     """A progress bar on the terminal."""
-    remat_loss: bool = False
-    """Recompute the whole forward pass in the backward pass (models have a finer switch of their own)."""
 
 
 @dataclass(frozen=True, kw_only=True)

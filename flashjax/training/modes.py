@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,19 +21,10 @@ def dry_run(experiment: Experiment) -> None:
     axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     state, where = program.abstract_state, program.shardings
     print(f"{experiment.name}: {experiment.steps} steps of {experiment.train_data.batch_size} examples; mesh: {axes}")
-    print(parameter_table({"parameters": state.params}, {"parameters": where.params}))
-    rest = {"gradients": (state.params, where.params), "optimizer state": (state.opt_state, where.opt_state)}
+    trees = {"parameters": "params", "gradients": "params", "optimizer state": "opt_state"}
     if state.ema is not None:
-        rest["average"] = (state.ema, where.ema)
-    for name, (tree, shardings) in rest.items():
-        print(f"{name + ':':18}{_bytes_per_device(tree, shardings) / 2**20:10.1f} MiB a device")
-
-
-def _bytes_per_device(tree: Any, shardings: Any) -> int:
-    sizes = jax.tree.map(
-        lambda leaf, where: int(np.prod(where.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize, tree, shardings
-    )
-    return sum(jax.tree.leaves(sizes))
+        trees["average"] = "ema"
+    print(parameter_table(*({name: getattr(tree, part) for name, part in trees.items()} for tree in (state, where))))
 
 
 def replay(experiment: Experiment) -> None:

@@ -56,7 +56,6 @@ class Program:
             accumulate,
             config.train.ema_decay,
             self._constrain_micro,
-            config.train.remat_loss,
         )
         self.train_step = jax.jit(
             self.step_fn,
@@ -122,25 +121,22 @@ class Program:
 
 
 def evaluate(experiment: Experiment) -> dict[str, float]:
-    """Evaluates the best checkpoint of the workdir, or the pretrained variables where there is none.
+    """Evaluates the best checkpoint of the workdir, or the pretrained variables where there is none; says which.
 
     Raises:
         CheckpointError: if there is neither.
     """
     program = Program(experiment)
-    return program.evaluate(load_best(program), experiment.eval_data)
-
-
-def load_best(program: Program) -> TrainState:
-    """The best checkpoint's state; the pretrained one where the workdir holds no checkpoint."""
-    directory = Path(experiment_dir := program.experiment.workdir) / "checkpoints"
-    if not directory.is_dir() and program.experiment.initial is not None:
-        return program.init()
-    checkpoints = Checkpoints(directory, program.experiment.config.checkpoint, read_only=True)
+    directory = Path(experiment.workdir) / "checkpoints"
+    if experiment.initial is not None and not directory.is_dir():
+        print("evaluating the pretrained weights")
+        return program.evaluate(program.init(), experiment.eval_data)
+    checkpoints = Checkpoints(directory, experiment.config.checkpoint, read_only=True)
     try:
         best = checkpoints.best()
         if best is None:
-            raise CheckpointError(f"{experiment_dir} holds no whole checkpoint: train first, or name another --workdir")
-        return checkpoints.restore(best, program.abstract_state)
+            raise CheckpointError(f"{directory} holds no whole checkpoint: train first, or name another --workdir")
+        print(f"evaluating {checkpoints.path(best)}")
+        return program.evaluate(checkpoints.restore(best, program.abstract_state), experiment.eval_data)
     finally:
         checkpoints.close()

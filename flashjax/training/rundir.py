@@ -16,6 +16,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from flashjax.training.checkpoints import Checkpoints
+from flashjax.training.experiment import CheckpointConfig
+
 FREE_FIELDS = (
     *(
         "preset",
@@ -132,13 +135,45 @@ class RunDirectory:
         if changed:
             raise RunDirectoryError(
                 f"the run in {self.path} was made with other settings ({'; '.join(changed)}): name another --workdir, "
-                "or go on with the new ones by --train.accept_changes true"
+                "or go on with the new ones by --train.accept_changes"
             )
 
     def close(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """The best checkpoint of a run directory, and what config.json says of it."""
+
+    step: int
+    config: dict[str, Any]
+    class_names: tuple[str, ...]
+    variables: dict[str, Any]
+    """Host arrays."""
+
+
+def finished_run(workdir: str | Path, checkpoint: CheckpointConfig | None = None) -> FinishedRun | None:
+    """What a run left in ``workdir``; ``None`` where no checkpoint is.
+
+    Raises:
+        CheckpointError: if the best checkpoint cannot be read.
+    """
+    path = Path(workdir)
+    if not (path / "config.json").is_file() or not (path / "checkpoints").is_dir():
+        return None
+    facts = json.loads((path / "config.json").read_text())
+    checkpoints = Checkpoints(path / "checkpoints", checkpoint or CheckpointConfig(), read_only=True)
+    try:
+        step = checkpoints.best()
+        if step is None:
+            return None
+        names = tuple(facts.get("class_names", ()))
+        return FinishedRun(step, facts["config"], names, checkpoints.restore_variables(step))
+    finally:
+        checkpoints.close()
 
 
 def _free(name: str) -> bool:

@@ -67,7 +67,6 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     constrain: Callable[[Batch], Batch] = lambda batch: batch,
-    remat_loss: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One update: ``(state, batch) -> (state, metrics)``.
 
@@ -86,7 +85,7 @@ def make_train_step(
         loss, metrics, collections = objective.loss({"params": params, **collections}, batch, rngs)
         return loss, (metrics, collections)
 
-    grad_fn = jax.value_and_grad(jax.checkpoint(loss_fn) if remat_loss else loss_fn, has_aux=True)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def gradients(state: TrainState, batch: Batch, key: jax.Array):
         if accumulate == 1:
