@@ -6,6 +6,7 @@ the key. The order is that of timm's training loop: normalise, erase each image,
 Legend: B batch (rows over all hosts), H height, W width, N erase boxes, K classes.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -94,11 +95,33 @@ def prepare_eval(batch: Mapping[str, Array], config: DataConfig) -> dict[str, Ar
     return {"image": image, "label": batch["label"], "mask": batch["mask"]}
 
 
+def pixel_noise(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """N(0, 1) for each pixel, float32, at a small fraction of the price of `jax.random.normal`.
+
+    A batch at 224 takes 150,000 numbers an image, of which the erased boxes show a few per cent. They come from a hash
+    of the pixel's number (two rounds of multiply and shift, keyed by 64 random bits) instead of Threefry's twenty
+    rounds: good enough for noise that a network looks at, and for nothing else. As with Threefry, the value of a pixel
+    does not depend on how the batch is laid out over devices.
+    """
+    start, mask = jax.random.bits(key, (2,), jnp.uint32)
+    number, stride = jnp.zeros(shape, jnp.uint32), 1
+    for dim in reversed(range(len(shape))):
+        number += jax.lax.broadcasted_iota(jnp.uint32, shape, dim) * jnp.uint32(stride % 2**32)
+        stride *= shape[dim]
+    bits = number * jnp.uint32(0x9E3779B1) + start
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    bits ^= (bits >> 15) ^ mask
+    # The upper 23 bits, centered in their interval, so that the inverse of the distribution stays finite.
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1
+    return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
 def _fill(key: Array, shape: tuple[int, ...], config: AugmentConfig) -> Float[Array, "#B N #H #W #3"]:
     rows, height, width, channels = shape
     match config.erase_mode:
         case "pixel":  # one canvas serves all boxes of an image: where boxes overlap, only the last one shows
-            canvas = jax.random.normal(key, (rows, 1, height, width, channels))
+            canvas = pixel_noise(key, (rows, 1, height, width, channels))
             return jnp.broadcast_to(canvas, (rows, config.erase_count, height, width, channels))
         case "rand":
             return jax.random.normal(key, (rows, config.erase_count, 1, 1, channels))
