@@ -21,9 +21,11 @@ from typing import Any, Literal
 import jax
 
 EXIT_PEER_LOST = 76
-"""Exit status of a process that ends because another one died, fell silent or failed. Resuming is safe."""
+"""Exit status of a process that ends because another one died or fell silent. Resuming is safe."""
 EXIT_STALLED = 77
 """Exit status when every process is alive but a step no longer advances. Resuming may stall again."""
+EXIT_PEER_FAILED = 78
+"""Exit status of a process that ends because another one raised an error. Resuming will likely raise it again."""
 EXIT_RESUMABLE = (130, 143)
 """Exit statuses of a run that saved its state because it was asked to stop (SIGINT, SIGTERM)."""
 

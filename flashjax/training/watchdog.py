@@ -23,6 +23,7 @@ import jax
 
 from flashjax.training import distributed
 from flashjax.training.distributed import (
+    EXIT_PEER_FAILED,
     EXIT_PEER_LOST,
     EXIT_RESUMABLE,
     EXIT_STALLED,
@@ -103,7 +104,7 @@ class Ledger:
         """Why the run must end: a process that failed, is silent, or stands still; None while all is well."""
         running = [seen for seen in self.seen.values() if seen.beat.ended != DONE]
         if failed := [seen.beat for seen in running if seen.beat.ended]:
-            return Ending(EXIT_PEER_LOST, "; ".join(f"{b.name} failed {b.place}: {b.ended}" for b in failed))
+            return Ending(EXIT_PEER_FAILED, "; ".join(f"{b.name} failed {b.place}: {b.ended}" for b in failed))
         if silent := [seen for seen in running if seen.silent_s > self._silence_limit(seen)]:
             return Ending(EXIT_PEER_LOST, "; ".join(self.describe(seen) for seen in silent))
         return self._stall(running)
@@ -139,8 +140,9 @@ class Watchdog:
     """Start it right after ``distributed.initialize``; call ``beat(step)`` once a step. One process: it does nothing.
 
     Use it as a context manager, so that an exception in one process ends all: the failing process leaves with its own
-    traceback, the others with status 76 and its name and error. Times within which the others end:
-        a failing process: ``4 * poll_s``; a dead or stopped one: ``limit_s + 5 * poll_s`` (process 0 dead: at once);
+    traceback, the others with status 78 and its name and error. Times within which the others end:
+        a process that fails: ``5 * poll_s``, status 78;
+        one that is dead or stopped: ``limit_s + 5 * poll_s``, status 76 (process 0 killed: at once);
         one that hangs alive: its patience + ``5 * poll_s``, status 77, with Python stacks in every log.
     """
 
@@ -272,7 +274,7 @@ class Watchdog:
                 self._ledger.advance(min(now - before, 2 * self.poll_s))
                 ending = self._ledger.verdict()
             before = now
-            if ending is not None and (self._me == 0 or ending.status == EXIT_PEER_LOST):
+            if ending is not None and (self._me == 0 or ending.status != EXIT_STALLED):
                 if self._me == 0:
                     self._publish(ending)
                     time.sleep(3 * self.poll_s)

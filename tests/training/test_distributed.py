@@ -16,7 +16,7 @@ import jax
 import pytest
 
 from flashjax.training import distributed
-from flashjax.training.distributed import EXIT_PEER_LOST, EXIT_STALLED, DistributedConfig, resolve
+from flashjax.training.distributed import EXIT_PEER_FAILED, EXIT_PEER_LOST, EXIT_STALLED, DistributedConfig, resolve
 from flashjax.training.watchdog import DONE, Beat, Ledger, Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_failing_process_keeps_its_traceback_and_ends_all(who: int, count: int):
     assert "RuntimeError: the data are gone" in ended[who].output
     for number, other in enumerate(ended):
         if number != who:
-            assert other.status == EXIT_PEER_LOST, other.output
+            assert other.status == EXIT_PEER_FAILED, other.output
             expected = f"process {who} ({socket.gethostname()}) failed at step 29: RuntimeError: the data are gone"
             assert expected in other.output
 
