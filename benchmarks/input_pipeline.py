@@ -11,13 +11,9 @@ batch. They take turns, round by round, pinned to one core; a ratio is the media
 The files are 500x375 at quality 90, cut from the two photographs that scikit-learn ships.
 """
 
-import os
-
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before any thread pool looks at the number of cores
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -27,20 +23,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import PIL
+import timm
 import timm.data
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from flashjax.data import DataConfig
-from flashjax.data.augment.device import erase, normalise
+from flashjax.data import AugmentConfig, DataConfig
+from flashjax.data.augment.device import prepare_train
 from flashjax.data.examples import generator, read_image
 from flashjax.data.sources import FolderSource
 from flashjax.data.transforms import TrainTransform
 
 FILES, ROUNDS, SIZE = 32, 24, 224
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
-CONFIG = DataConfig(image_size=SIZE, batch_size=FILES)
+# Mixing is left out: timm does it batch by batch, after its transform.
+CONFIG = DataConfig(image_size=SIZE, batch_size=FILES, augment=AugmentConfig(mixup=0, cutmix=0))
 
 
 def write_files(root: Path) -> list[str]:
@@ -66,7 +64,8 @@ class Ours:
         self.transform, self.slot = TrainTransform.create(CONFIG), 0
         self.images = np.empty((FILES, SIZE, SIZE, 3), np.uint8)
         self.boxes = np.empty((FILES, CONFIG.augment.erase_count, 4), np.int32)
-        self.device = jax.jit(lambda images, boxes, key: _device_half(images, boxes, key))
+        self.labels, self.weights = np.zeros(FILES, np.int32), np.ones(FILES, np.float32)
+        self.device = jax.jit(prepare_train, static_argnums=(2, 3))
 
     def host(self) -> np.ndarray:
         for row in range(FILES):
@@ -75,15 +74,15 @@ class Ours:
             self.slot += 1
         return self.images
 
-    def whole(self) -> np.ndarray:
-        images = self.host()
-        return self.device(images, self.boxes, jax.random.key(self.slot)).block_until_ready()
-
-
-def _device_half(images, boxes, key):
-    from flashjax.data.augment import device
-
-    return erase(normalise(images, CONFIG.augment), boxes, device._fill(key, images.shape, CONFIG.augment))
+    def whole(self) -> jax.Array:
+        batch = {
+            "image": self.host(),
+            "erase_box": self.boxes,
+            "label": self.labels,
+            "mix_lambda": self.weights,
+        }
+        made = self.device(batch, jax.random.key(self.slot), CONFIG, 10)
+        return made["image"].block_until_ready()
 
 
 class Theirs:
@@ -93,8 +92,8 @@ class Theirs:
         self.paths = [root / name for name in names]
         # A magnitude of 10 keeps no bit, at which Pillow 13 stops timm with an error; older ones returned black.
         posterize = timm.data.auto_augment.posterize
-        timm.data.auto_augment.NAME_TO_OP["PosterizeIncreasing"] = (
-            lambda image, bits, **_: posterize(image, bits) if bits else Image.new("RGB", image.size)
+        timm.data.auto_augment.NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **_: (
+            posterize(image, bits) if bits else Image.new("RGB", image.size)
         )
         fields = {
             "input_size": SIZE, "is_training": True, "auto_augment": CONFIG.augment.auto_augment,
@@ -138,17 +137,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
+    # Before the first computation, at which the libraries count the cores and start their threads.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         names = write_files(Path(folder))
         kilobytes = sum((Path(folder) / name).stat().st_size for name in names) / FILES / 1000
         ours, theirs = Ours(Path(folder), names), Theirs(Path(folder), names)
         figures = {part: measure(ours, theirs, part) for part in ("whole", "host")}
     conditions = {
-        "files": f"{FILES} JPEGs, {WIDTH}x{HEIGHT}, quality {QUALITY}, {kilobytes:.0f} kB on average, from 2 photographs",
-        "cores": 1, "rounds": ROUNDS, "machine": platform.processor() or platform.machine(),
-        "versions": {"pillow": PIL.__version__, "timm": timm.__version__, "torch": torch.__version__, "jax": jax.__version__},
-    }  # fmt: skip
+        "files": f"{FILES} JPEGs, {WIDTH}x{HEIGHT}, quality {QUALITY}, {kilobytes:.0f} kB on average, of 2 photographs",
+        "cores": 1,
+        "rounds": ROUNDS,
+        "machine": platform.processor() or platform.machine(),
+        "versions": {module.__name__: module.__version__ for module in (PIL, timm, torch, jax)},
+    }
     print(f"{conditions['files']}; one core; {ROUNDS} rounds in turn")
     print(f"{'':8}{'flashjax':>12}{'timm':>12}   ratio (min .. max over rounds)")
     for part, row in figures.items():

@@ -67,17 +67,13 @@ class AugmentConfig:
         for name in ("scale", "ratio", "erase_area", "erase_aspect"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
-                raise ValueError(
-                    f"{name} must be a range (low, high) with 0 < low <= high, got ({low}, {high})"
-                )
+                raise ValueError(f"{name} must be a range (low, high) with 0 < low <= high, got ({low}, {high})")
         for name in ("mixup", "cutmix", "pad", "erase_count"):
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
         if self.erase_prob > 0 and self.erase_count < 1:
-            raise ValueError(
-                f"erase_prob is {self.erase_prob} but erase_count is {self.erase_count}: want >= 1"
-            )
+            raise ValueError(f"erase_prob is {self.erase_prob} but erase_count is {self.erase_count}: want >= 1")
 
     @property
     def mixes(self) -> bool:
@@ -124,6 +120,4 @@ class DataConfig:
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
         if self.augment.mixes and self.batch_size % 2:
-            raise ValueError(
-                f"Mixup and CutMix pair the rows of a batch: batch_size {self.batch_size} must be even"
-            )
+            raise ValueError(f"Mixup and CutMix pair the rows of a batch: batch_size {self.batch_size} must be even")

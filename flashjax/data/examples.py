@@ -55,13 +55,9 @@ def read_image(source: Source, index: int, config: DataConfig) -> tuple[Image.Im
     try:
         payload, label = source[index]
         # The smallest crop that the recipe draws must still cover the result, so a draft stays well above it.
-        return decode(
-            payload, config.exif_rotate, 2 * config.image_size if config.jpeg_draft else None
-        ), label
+        return decode(payload, config.exif_rotate, 2 * config.image_size if config.jpeg_draft else None), label
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise BadImageError(
-            f"bad image: {source.describe(index)}: {error or type(error).__name__}"
-        ) from error
+        raise BadImageError(f"bad image: {source.describe(index)}: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -153,9 +149,7 @@ class ChunkSource:
     def __getitem__(self, index: int) -> Chunk:
         batch, part = divmod(int(index), self.parts)
         start, stop = part * CHUNK_ROWS, min((part + 1) * CHUNK_ROWS, self._rows)
-        arrays = {
-            name: np.empty((stop - start, *shape), dtype) for name, (shape, dtype) in self._leaves.items()
-        }
+        arrays = {name: np.empty((stop - start, *shape), dtype) for name, (shape, dtype) in self._leaves.items()}
         slot = batch * self._batch_size + self._first_row + start
         notes = [self.examples(slot + row, arrays, row) for row in range(stop - start)]
         return Chunk(arrays, [text for note in notes for text in note])

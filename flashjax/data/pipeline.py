@@ -69,9 +69,7 @@ class Pipeline:
         skipped: bad images left out of the batches handed out so far (`on_error="skip"`), on this host.
     """
 
-    def __init__(
-        self, examples: TrainExamples | EvalExamples, config: DataConfig, seed: int, process: tuple[int, int]
-    ):
+    def __init__(self, examples: TrainExamples | EvalExamples, config: DataConfig, seed: int, process: tuple[int, int]):
         index, count = process
         training = isinstance(examples, TrainExamples)
         self.batch_size = config.batch_size if training else config.eval_batch_size
@@ -88,9 +86,7 @@ class Pipeline:
         self._first_row = index * self._rows
         # Mixing is drawn for the whole batch at once, so that all hosts agree; the workers leave it out.
         leaves = {n: (s.shape[1:], s.dtype) for n, s in self.spec.items() if not n.startswith("mix_")}
-        self._chunks = ChunkSource(
-            examples, leaves, self.batch_size, self._first_row, self._rows, self.num_batches
-        )
+        self._chunks = ChunkSource(examples, leaves, self.batch_size, self._first_row, self._rows, self.num_batches)
         in_memory = isinstance(examples.source, sources.ArraySource)
         self._threads = 1 if in_memory else _cores()
         self._workers = config.workers if config.workers is not None else 0 if in_memory else _cores()

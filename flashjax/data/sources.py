@@ -11,9 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"]
-)
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
@@ -112,9 +110,7 @@ class FolderSource:
         name: what the set is called.
     """
 
-    def __init__(
-        self, root: Path, files: Sequence[str], labels: np.ndarray, class_names: Sequence[str], name: str
-    ):
+    def __init__(self, root: Path, files: Sequence[str], labels: np.ndarray, class_names: Sequence[str], name: str):
         self.root, self.labels, self.class_names, self.name = str(root), labels, list(class_names), name
         # One string instead of a million: the source is sent to every worker process.
         encoded = [os.fsencode(file) for file in files]
@@ -166,9 +162,7 @@ def folder(directory: str | Path, holdout: float = 0.1) -> tuple[FolderSource, F
         held_out = _scan(validation)
         if held_out.class_names != train.class_names:
             differing = sorted(set(held_out.class_names) ^ set(train.class_names))
-            raise ValueError(
-                f"{train_dir} and {validation} must hold the same classes; only in one: {differing[:10]}"
-            )
+            raise ValueError(f"{train_dir} and {validation} must hold the same classes; only in one: {differing[:10]}")
         return train, held_out
     counts = np.bincount(train.labels)
     if counts.min() < 2:
@@ -176,9 +170,7 @@ def folder(directory: str | Path, holdout: float = 0.1) -> tuple[FolderSource, F
         raise ValueError(f"{train_dir / lonely} holds one image: two or more are needed to hold one out")
     name = f"{train_dir} ({holdout:.0%} of each class held out)"
     kept, held_out = (
-        FolderSource(
-            train_dir, [train.relative(i) for i in rows], train.labels[rows], train.class_names, name
-        )
+        FolderSource(train_dir, [train.relative(i) for i in rows], train.labels[rows], train.class_names, name)
         for rows in stratified_split(train.labels, holdout)
     )
     return kept, held_out

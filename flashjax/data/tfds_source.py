@@ -94,9 +94,7 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
     class_names = list(info.features[label_key].names)
 
     def split(name: str) -> TFDSSource:
-        records = builder.as_data_source(
-            name, decoders={image_key: tensorflow_datasets.decode.SkipDecoding()}
-        )
+        records = builder.as_data_source(name, decoders={image_key: tensorflow_datasets.decode.SkipDecoding()})
         return TFDSSource(records, image_key, label_key, class_names, f"{full_name} {name}")
 
     if "train" not in info.splits:
@@ -127,9 +125,7 @@ def find_version(dataset: str, root: Path) -> Path:
         if versions and not version:
             return versions[max(versions, key=_version_key)]
         if versions:
-            raise FileNotFoundError(
-                f"no version {version!r} of {name} in {base}; there: {', '.join(sorted(versions))}"
-            )
+            raise FileNotFoundError(f"no version {version!r} of {name} in {base}; there: {', '.join(sorted(versions))}")
     # No deeper than name/config/version: below a folder of a million images a full search would take minutes.
     paths = [path for pattern in ("*/*", "*/*/*") for path in root.glob(f"{pattern}/{INFO_FILE}")]
     found = sorted({str(path.parent.parent.relative_to(root)) for path in paths})
@@ -150,8 +146,6 @@ def _feature(features: Any, kind: type, preferred: str, directory: Path) -> str:
     if preferred in keys:
         return preferred
     if len(keys) != 1:
-        what = (
-            f"no {kind.__name__}" if not keys else f"{len(keys)} features {kind.__name__} ({', '.join(keys)})"
-        )
+        what = f"no {kind.__name__}" if not keys else f"{len(keys)} features {kind.__name__} ({', '.join(keys)})"
         raise ValueError(f"{directory} is no image classification set: {what}, where one is needed")
     return keys[0]

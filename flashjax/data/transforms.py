@@ -22,9 +22,7 @@ from flashjax.data.config import AugmentConfig, DataConfig
 Crop = tuple[int, int, int, int]
 
 
-def decode(
-    payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: int | None = None
-) -> Image.Image:
+def decode(payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: int | None = None) -> Image.Image:
     """An RGB image from an encoded file or from pixels.
 
     Gray is repeated over the channels, transparency is dropped, palettes and CMYK are converted: Pillow's `convert`,
@@ -115,9 +113,7 @@ class TrainTransform:
             config, randaugment.parse(augment.auto_augment, augment.interpolation, (red, green, blue))
         )
 
-    def __call__(
-        self, image: Image.Image, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "H W 3"], np.ndarray]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], np.ndarray]:
         augment, size = self.config.augment, self.config.image_size
         image = self._crop(image, rng)
         if augment.hflip > 0 and rng.random() < augment.hflip:

@@ -168,9 +168,7 @@ def test_erased_boxes_are_filled_and_nothing_else(mode):
     augment = dataclasses.replace(CONFIG.augment, erase_mode=mode, mixup=0.0, cutmix=0.0)
     config = dataclasses.replace(CONFIG, augment=augment)
     clean = np.asarray(device.normalise(jnp.asarray(batch["image"]), augment))
-    made = [
-        np.asarray(device.prepare_train(batch, jax.random.key(key), config, 5)["image"]) for key in (0, 0, 1)
-    ]
+    made = [np.asarray(device.prepare_train(batch, jax.random.key(key), config, 5)["image"]) for key in (0, 0, 1)]
     changed = made[0] != clean
     expected = np.zeros((6, 12, 12, 1), bool)
     expected[0, 2:6, 3:8] = expected[3, :11, :11] = expected[3, 11, 11] = True
@@ -182,6 +180,23 @@ def test_erased_boxes_are_filled_and_nothing_else(mode):
     if mode == "pixel":
         big = made[0][3, :11, :11]
         assert abs(big.mean()) < 0.2 and abs(big.std() - 1) < 0.15
+
+
+def test_pixel_noise_is_normal_and_independent():
+    made = jax.jit(lambda key: device.pixel_noise(key, (4, 96, 96, 3)))
+    noise = np.asarray(made(jax.random.key(0))).astype(np.float64)
+    error = noise.size**-0.5
+    assert abs(noise.mean()) < 4 * error and abs((noise**2).mean() - 1) < 6 * error
+    assert abs((noise**4).mean() - 3) < 40 * error and 4 < np.abs(noise).max() < 6
+    for axis in range(4):
+        one, other = (
+            noise.take(range(noise.shape[axis] - 1), axis),
+            noise.take(range(1, noise.shape[axis]), axis),
+        )
+        error = one.size**-0.5
+        assert abs((one * other).mean()) < 4 * error
+        assert abs(((one**2 - 1) * (other**2 - 1)).mean()) < 8 * error
+    assert abs((noise * np.asarray(made(jax.random.key(1)))).mean()) < 4 * noise.size**-0.5
 
 
 def test_mixup_and_cutmix_on_the_device():

@@ -40,9 +40,7 @@ def test_batch_is_a_pure_function_of_seed_and_number(root):
 
 
 def test_epochs_are_permutations_and_differ(root):
-    config = dataclasses.replace(
-        CONFIG, batch_size=6, augment=AugmentConfig(crop="center", hflip=0, auto_augment=None)
-    )
+    config = dataclasses.replace(CONFIG, batch_size=6, augment=AugmentConfig(crop="center", hflip=0, auto_augment=None))
     train, _, info = classification(config, str(root), seed=0)
     assert (info.train_examples, train.steps_per_epoch, train.num_batches) == (18, 3, None)
     epochs = []
@@ -66,9 +64,7 @@ def test_neighbouring_seeds_share_no_order(root):
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_hosts_share_one_global_batch(root, hosts, mode):
-    config = dataclasses.replace(
-        CONFIG, augment=AugmentConfig(mixup_mode=mode, erase_prob=0.8, erase_count=2)
-    )
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig(mixup_mode=mode, erase_prob=0.8, erase_count=2))
     whole = classification(config, str(root), seed=1)
     parts = [classification(config, str(root), 1, index, hosts) for index in range(hosts)]
     for split, count in ((0, 3), (1, 2)):
@@ -199,9 +195,7 @@ def test_a_damaged_record_names_its_place_and_class(tmp_path):
 
 
 def test_tfds_records_reach_worker_processes(tmp_path):
-    write_tfds(
-        tmp_path, {"train": [encoded(picture(seed)) for seed in range(6)], "test": [encoded(picture(9))]}
-    )
+    write_tfds(tmp_path, {"train": [encoded(picture(seed)) for seed in range(6)], "test": [encoded(picture(9))]})
     train = classification(dataclasses.replace(CONFIG, dataset="tiny", workers=1), str(tmp_path), seed=0)[0]
     stream = train.batches(2)
     assert equal(next(stream), train.batch(2))
@@ -209,9 +203,7 @@ def test_tfds_records_reach_worker_processes(tmp_path):
 
 
 def test_the_digits_take_no_directory_and_the_others_need_one():
-    with pytest.raises(
-        ValueError, match="the digits are embedded and read no directory, but data_dir is /data"
-    ):
+    with pytest.raises(ValueError, match="the digits are embedded and read no directory, but data_dir is /data"):
         classification(dataclasses.replace(CONFIG, dataset="digits"), "/data", seed=0)
     with pytest.raises(ValueError, match="needs --data_dir"):
         classification(CONFIG, None, seed=0)

@@ -83,9 +83,7 @@ def test_random_crops_follow_their_distribution():
     assert abs((left[small] / (width - w[small])).mean() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize(
-    "size, expected", [((20, 400), (20, 27)), ((400, 20), (27, 20)), ((30, 30), (30, 30))]
-)
+@pytest.mark.parametrize("size, expected", [((20, 400), (20, 27)), ((400, 20), (27, 20)), ((30, 30), (30, 30))])
 def test_a_crop_that_never_fits_falls_back_to_the_center(size, expected):
     width, height = size
     crop = sample_crop(np.random.default_rng(0), height, width, (3.0, 4.0), (3 / 4, 4 / 3))
@@ -125,9 +123,7 @@ def test_the_training_transform_depends_on_its_generator_alone():
 
 
 def test_flips_happen_half_of_the_time():
-    config = DataConfig(
-        image_size=8, augment=dataclasses.replace(PLAIN, crop="center", eval_crop=False, hflip=0.5)
-    )
+    config = DataConfig(image_size=8, augment=dataclasses.replace(PLAIN, crop="center", eval_crop=False, hflip=0.5))
     transform = TrainTransform.create(config)
     image = picture(3, 8, 8)
     pixels = np.asarray(image)

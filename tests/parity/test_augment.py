@@ -143,9 +143,7 @@ def test_randaugment(timm_draws, text, interpolation):
 def test_each_operation_of_randaugment_over_its_whole_range(timm_draws, index, increasing):
     """On a photograph-like image, on one of a single colour, and at every level including the ends."""
     names = (
-        timm_data.auto_augment._RAND_INCREASING_TRANSFORMS
-        if increasing
-        else timm_data.auto_augment._RAND_TRANSFORMS
+        timm_data.auto_augment._RAND_INCREASING_TRANSFORMS if increasing else timm_data.auto_augment._RAND_TRANSFORMS
     )
     operations = randaugment.INCREASING if increasing else randaugment.PLAIN
     policy = randaugment.parse("rand-m9", "bicubic", (124, 116, 104))
@@ -158,9 +156,7 @@ def test_each_operation_of_randaugment_over_its_whole_range(timm_draws, index, i
             timm_draws(stream)
             got = operations[index](image, level / 10, Scripted(mine), policy)
             if "Posterize" in names[index] and theirs.level_fn(level, params) == (0,):
-                assert not np.asarray(
-                    got
-                ).any()  # no bit is kept: black, where Pillow 13 stops timm with an error
+                assert not np.asarray(got).any()  # no bit is kept: black, where Pillow 13 stops timm with an error
                 continue
             expected = np.asarray(theirs(image))
             np.testing.assert_array_equal(np.asarray(got), expected, err_msg=f"{names[index]} at {level}")
@@ -171,9 +167,7 @@ def test_each_operation_of_randaugment_over_its_whole_range(timm_draws, index, i
 @pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 def test_the_whole_training_transform(timm_draws, auto_augment, interpolation):
     """Crop, flip, RandAugment, normalisation and the erased box, as timm's create_transform makes them."""
-    augment = AugmentConfig(
-        auto_augment=auto_augment, interpolation=interpolation, erase_mode="const", erase_prob=0.6
-    )
+    augment = AugmentConfig(auto_augment=auto_augment, interpolation=interpolation, erase_mode="const", erase_prob=0.6)
     config = DataConfig(image_size=32, batch_size=2, augment=augment)
     theirs = timm_data.create_transform(
         32, is_training=True, auto_augment=auto_augment, interpolation=interpolation, color_jitter=None,
@@ -202,9 +196,7 @@ def test_random_resized_crop_is_torchvisions_too():
         crop = theirs.get_params(image, theirs.scale, theirs.ratio)
         torch.manual_seed(seed)
         expected = np.asarray(theirs(image))
-        np.testing.assert_array_equal(
-            np.asarray(resized_crop(image, crop, 24, Image.Resampling.BICUBIC)), expected
-        )
+        np.testing.assert_array_equal(np.asarray(resized_crop(image, crop, 24, Image.Resampling.BICUBIC)), expected)
 
 
 @pytest.mark.parametrize("size", [(50, 40), (40, 50), (37, 91), (24, 24), (28, 28), (300, 21), (15, 33)])
@@ -263,19 +255,12 @@ def test_random_erasing(timm_draws, monkeypatch, mode, count):
     for seed in range(40):
         images = rng.standard_normal((4, 20, 16, 3)).astype(np.float32)
         shape = {"pixel": (4, count, 20, 16, 3), "rand": (4, count, 1, 1, 3), "const": (1, 1, 1, 1, 1)}[mode]
-        fill = (
-            rng.standard_normal(shape).astype(np.float32) if mode != "const" else np.zeros(shape, np.float32)
-        )
+        fill = rng.standard_normal(shape).astype(np.float32) if mode != "const" else np.zeros(shape, np.float32)
         fill = np.broadcast_to(fill, (4, count, 20, 16, 3))
         mine = Stream(seed)
         boxes = np.stack([sample_boxes(Scripted(mine), 20, 16, config) for _ in range(4)])
         filled = iter(
-            [
-                (row, slot, *boxes[row, slot])
-                for row in range(4)
-                for slot in range(count)
-                if boxes[row, slot, 2]
-            ]
+            [(row, slot, *boxes[row, slot]) for row in range(4) for slot in range(count) if boxes[row, slot, 2]]
         )
 
         def noise(per_pixel, rand_color, patch_size, dtype, device, filled=filled, fill=fill):

@@ -46,9 +46,7 @@ def erase(
     return images
 
 
-def mix(
-    images: Float[Array, "B H W 3"], weight: Float[Array, "B"], box: Int[Array, "B 4"]
-) -> Float[Array, "B H W 3"]:
+def mix(images: Float[Array, "B H W 3"], weight: Float[Array, "B"], box: Int[Array, "B 4"]) -> Float[Array, "B H W 3"]:
     """Mixes row i with row B-1-i: inside its CutMix box where it has one, else by its Mixup weight."""
     y0, y1, x0, x1 = jnp.moveaxis(box, -1, 0)
     cut = inside((y0, y1), (x0, x1), *images.shape[1:3])

@@ -37,9 +37,7 @@ def sample_box(rng: np.random.Generator, height: int, width: int, weight: float)
     return (y0, y1, x0, x1), 1.0 - (y1 - y0) * (x1 - x0) / float(height * width)
 
 
-def sample_mixing(
-    rng: np.random.Generator, batch_size: int, height: int, width: int, config: AugmentConfig
-) -> Mixing:
+def sample_mixing(rng: np.random.Generator, batch_size: int, height: int, width: int, config: AugmentConfig) -> Mixing:
     """Draws how each row of a batch is mixed with its mirror row.
 
     Args:

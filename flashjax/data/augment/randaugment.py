@@ -80,9 +80,7 @@ def parse(
     for section in sections:
         match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", section)
         if match is None or match[1] not in readers:
-            raise ValueError(
-                f"cannot read {section!r} in {text!r}: want one of {', '.join(readers)} and a number"
-            )
+            raise ValueError(f"cannot read {section!r} in {text!r}: want one of {', '.join(readers)} and a number")
         try:
             values[match[1]] = readers[match[1]](match[2])
         except ValueError:

@@ -16,9 +16,7 @@ from flashjax.data.config import AugmentConfig
 ATTEMPTS = 10
 
 
-def sample_boxes(
-    rng: np.random.Generator, height: int, width: int, config: AugmentConfig
-) -> Int32[np.ndarray, "N 4"]:
+def sample_boxes(rng: np.random.Generator, height: int, width: int, config: AugmentConfig) -> Int32[np.ndarray, "N 4"]:
     """Boxes (top, left, height, width) to erase in one image; height 0 where there is none.
 
     Args:
