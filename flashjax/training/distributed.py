@@ -91,15 +91,16 @@ def initialize(config: DistributedConfig) -> None:
     if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     deadline = time.monotonic() + config.start_timeout_s
-    if coordinator := arguments.get("coordinator_address"):
-        _await_name(coordinator.rpartition(":")[0], deadline, config.start_timeout_s)
+    if arguments.get("process_id") and not _await_coordinator(arguments["coordinator_address"], deadline):
+        end_process(_nobody_came(config, arguments))
     # jaxlib aborts the process, without naming anyone, when its registration times out.
     guard = AbortGuard(lambda: _nobody_came(config, arguments))
     guard.install()
     try:
         jax.distributed.initialize(
             **arguments,
-            initialization_timeout=max(1, int(deadline - time.monotonic())),
+            # JAX tries twice, each time for so long.
+            initialization_timeout=max(1, int(deadline - time.monotonic()) // 2),
             # The watchdog speaks first, since it names the process; JAX's own limit is the net below it.
             heartbeat_timeout_seconds=int(max(100, 2 * config.silence_limit_s)),
             shutdown_timeout_seconds=config.shutdown_timeout_s,
@@ -312,19 +313,26 @@ def _spell(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _await_name(host: str, deadline: float, limit_s: int) -> None:
-    """A pod's name appears some time after the pod; gRPC would look again only after long pauses."""
+def _await_coordinator(address: str, deadline: float) -> bool:
+    """Whether process 0 answers before the deadline. gRPC would look again only after pauses of up to two minutes."""
+    host, _, port = address.rpartition(":")
     while True:
+        unknown: socket.gaierror | None = None
         try:
-            socket.getaddrinfo(host.strip("[]"), None)
-            return
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            return True
         except socket.gaierror as error:
-            if time.monotonic() > deadline - 1:
-                raise ValueError(
-                    f"the coordinator's host {host!r} has no address after {limit_s} s ({error.strerror}): "
-                    "correct the coordinator's name, or wait longer with start_timeout_s"
-                ) from error
-            time.sleep(1)
+            unknown = error  # A pod's name appears some time after the pod.
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            if unknown is None:
+                return False
+            raise ValueError(
+                f"the coordinator's host {host!r} has no address ({unknown.strerror}): "
+                "correct the coordinator's name, or wait longer with start_timeout_s"
+            ) from unknown
+        time.sleep(0.2)
 
 
 def _nobody_came(config: DistributedConfig, arguments: Mapping[str, Any]) -> Ending:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,10 @@ class Ended:
     at: float
 
 
-def run_processes(*options: str, count: int = 2, started: int | None = None, timeout_s: float = 50) -> list[Ended]:
-    """Start ``started`` of ``count`` workers and wait for all that end by themselves; the rest is killed."""
+def run_processes(
+    *options: str, count: int = 2, numbers: Sequence[int] | None = None, timeout_s: float = 50
+) -> list[Ended]:
+    """Start the workers (``numbers`` of them) and wait for all that end by themselves; the rest is killed."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -54,7 +57,7 @@ def run_processes(*options: str, count: int = 2, started: int | None = None, tim
             text=True,
             start_new_session=True,
         )
-        for number in range(started or count)
+        for number in numbers or range(count)
     ]
     stopped = int(options[options.index("--who") + 1]) if "stop" in options else None
     ended: dict[int, float] = {}
@@ -147,10 +150,16 @@ def test_long_first_step_is_no_stall():
 
 
 @pytest.mark.slow
-def test_missing_process_ends_the_start():
-    (ended,) = run_processes("--start_timeout_s", "3", started=1)
+@pytest.mark.parametrize("present", [0, 1])
+def test_missing_process_ends_the_start(present: int):
+    (ended,) = run_processes("--start_timeout_s", "4", numbers=[present])
     assert ended.status == EXIT_PEER_LOST, ended.output
-    assert "process 0 of 2 waited 3 s" in ended.output
+    assert f"process {present} of 2 waited 4 s" in ended.output
+
+
+def test_unknown_coordinator_is_named():
+    with pytest.raises(ValueError, match=r"host 'no-such-host\.invalid' has no address"):
+        distributed._await_coordinator("no-such-host.invalid:1", time.monotonic())
 
 
 def test_watchdog_of_one_process_does_nothing():
