@@ -73,7 +73,7 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
         data_dir: the root of TFDS directories, or the directory of the version itself (with dataset_info.json).
     Raises:
         FileNotFoundError: no such set there.
-        ValueError: another set, another file format, no training split, not one image and one label.
+        ValueError: another set, another file format, no training split, an empty split, not one image and one label.
     """
     import tensorflow_datasets  # here: it costs half a second that the other sources need not pay
 
@@ -94,6 +94,8 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
     class_names = list(info.features[label_key].names)
 
     def split(name: str) -> TFDSSource:
+        if not info.splits[name].num_examples:
+            raise ValueError(f"{full_name} {name} holds no example ({directory})")
         records = builder.as_data_source(name, decoders={image_key: tensorflow_datasets.decode.SkipDecoding()})
         return TFDSSource(records, image_key, label_key, class_names, f"{full_name} {name}")
 

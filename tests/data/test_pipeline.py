@@ -194,6 +194,12 @@ def test_a_damaged_record_names_its_place_and_class(tmp_path):
     assert evaluation.batch(0)["label"][:2].tolist() == [0, 1]
 
 
+def test_an_empty_split_is_named(tmp_path):
+    write_tfds(tmp_path, {"train": [encoded(picture(0))], "test": []})
+    with pytest.raises(ValueError, match=r"tiny:1\.0\.0 test holds no example"):
+        classification(dataclasses.replace(CONFIG, dataset="tiny"), str(tmp_path), seed=0)
+
+
 def test_tfds_records_reach_worker_processes(tmp_path):
     write_tfds(tmp_path, {"train": [encoded(picture(seed)) for seed in range(6)], "test": [encoded(picture(9))]})
     train = classification(dataclasses.replace(CONFIG, dataset="tiny", workers=1), str(tmp_path), seed=0)[0]
