@@ -6,7 +6,7 @@ Legend: B batch (rows over all hosts), C rows of a chunk.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -36,6 +36,7 @@ class Chunk(NamedTuple):
     bad: list[str]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What fills the rows of chunks: `examples(slot, arrays, row)` writes one row and tells of images left out."""
 

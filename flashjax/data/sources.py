@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the examples of one split."""
 
