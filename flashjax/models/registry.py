@@ -35,13 +35,18 @@ def config(name: str, **overrides: Any) -> Any:
     for key in overrides:
         if key not in fields:
             raise ValueError(f"model {name!r} has no argument {key!r}; nearest: {_nearest(key, fields)}")
-    return dataclasses.replace(base, **overrides)
+    return dataclasses.replace(base, **{key: _hashable(value) for key, value in overrides.items()})
 
 
 def create(name: str, **overrides: Any) -> nn.Module:
     """The module behind `name`; overrides are fields of its configuration. Raises as `config` does."""
     resolved = config(name, **overrides)
     return _MODELS[name][0](resolved)
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, as JSON and command lines give them, become the tuples that a configuration holds."""
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
 
 
 def _nearest(word: str, choices: Any) -> str:

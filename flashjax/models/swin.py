@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
@@ -26,6 +26,8 @@ from flashjax.layers.norm import LayerNorm
 from flashjax.models.registry import register
 from flashjax.ops import windows as win
 from flashjax.ops.resize import resize_bicubic
+
+Images = Num[Array | np.ndarray, "B height width chans"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +82,6 @@ class SwinConfig:
     """Kernels at the start: normal (deviation .02, the paper's) or fan_in (for narrow models)."""
 
     def __post_init__(self):
-        for name in ("depths", "num_heads", "pretrained_window_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype).name)
-        if not isinstance(self.img_size, int):
-            object.__setattr__(self, "img_size", tuple(self.img_size))
         if len(self.num_heads) != len(self.depths):
             raise ValueError(f"num_heads {self.num_heads} and depths {self.depths} must name the same stages")
         for i, heads in enumerate(self.num_heads):
@@ -134,12 +131,12 @@ class PatchEmbed(nn.Module):
     config: SwinConfig
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B height width chans"]) -> Float[Array, "B H W C"]:
+    def __call__(self, images: Images) -> Float[Array, "B H W C"]:
         cfg = self.config
         p, c = cfg.patch_size, cfg.in_chans
-        images = win.pad_to_multiple(images.astype(cfg.dtype), p)
-        B, height, width, _ = images.shape
-        patches = images.reshape(B, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        pixels = win.pad_to_multiple(jnp.asarray(images, cfg.dtype), p)
+        B, height, width, _ = pixels.shape
+        patches = pixels.reshape(B, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(B, height // p, width // p, p * p * c)
         x = PatchProjection(cfg, name="proj")(patches)
         return LayerNorm(dtype=cfg.dtype, name="norm")(x) if cfg.patch_norm else x
@@ -346,7 +343,7 @@ class SwinTransformer(nn.Module):
         if cfg.num_classes:
             self.head = nn.Dense(cfg.num_classes, kernel_init=KERNELS[cfg.initializer])
 
-    def __call__(self, images: Float[Array, "B height width chans"], train: bool = False) -> Float[Array, "B K"]:
+    def __call__(self, images: Images, train: bool = False) -> Float[Array, "B K"]:
         """Float32 logits, or the pooled features where num_classes is 0.
 
         Raises ValueError for a pyramid backbone (`feature_norms`), and for another size than img_size where
@@ -357,14 +354,14 @@ class SwinTransformer(nn.Module):
         x = self.norm(self._stages(images, train)[-1]).mean((1, 2))
         return self.head(x) if self.config.num_classes else x
 
-    def features(self, images: Float[Array, "B height width chans"], train: bool = False) -> list[Array]:
+    def features(self, images: Images, train: bool = False) -> list[Array]:
         """The map [B, H, W, C] that leaves each stage before its merging, normalised if `feature_norms` is set."""
         pyramid = self._stages(images, train)
         if not self.config.feature_norms:
             return pyramid
         return [norm(x) for norm, x in zip(self.feature_norm, pyramid, strict=True)]
 
-    def _stages(self, images: Float[Array, "B height width chans"], train: bool) -> list[Array]:
+    def _stages(self, images: Images, train: bool) -> list[Array]:
         cfg = self.config
         if cfg.strict_img_size and images.shape[1:3] != cfg.image_shape:
             raise ValueError(
