@@ -22,6 +22,7 @@ from flashjax.models.swin_transfer import resize_parameters
 from flashjax.objectives.classification import Classification
 from flashjax.training import Experiment
 from flashjax.training.rundir import finished_run
+from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.swin_imagenet"
 PAPER = f"python -m {PROGRAM} --preset tiny_1k --data_dir DIR_OF_IMAGENET --workdir runs/tiny_1k"
@@ -84,12 +85,12 @@ def workdir(config: SwinImagenet) -> str:
     return config.workdir or f"runs/swin_imagenet-{config.preset}"
 
 
-def train(config: SwinImagenet) -> None:
+def train(config: SwinImagenet, watchdog: Watchdog) -> None:
     """Fits, draws the report and says where everything is."""
     experiment = build(config)
-    result = training.fit(experiment)
+    result = training.fit(experiment, watchdog)
     names = classify.readable_names(experiment.facts["class_names"])
-    shown = classify.examples(experiment.objective, result.state.variables(), experiment.eval_data, names, 60)
+    shown = classify.examples(result.program, result.state.variables(), experiment.eval_data, names, 60)
     training.finish(experiment, result, shown, {"the paper's run": PAPER})
 
 
@@ -107,12 +108,12 @@ def predict(config: SwinImagenet) -> None:
 
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="tiny_1k")
-    with cli.friendly_errors():
+    with cli.friendly_errors(), training.session(config) as watchdog:
         match config.mode:
             case _ if config.dry_run:
                 training.dry_run(build(config))
             case "train":
-                train(config)
+                train(config, watchdog)
             case "eval":
                 training.print_metrics(training.evaluate(build(config)))
             case "replay":

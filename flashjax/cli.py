@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import re
 import shlex
@@ -33,6 +34,7 @@ def parse(
     Every field of the preset's dataclass tree is a flag, ``--data.batch_size 64``; ``--help`` shows the preset's own
     values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2.
     """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on its own options
     args = list(sys.argv[1:] if args is None else args)
     args = _recorded(args) + args
     data_dir = _value(args, "data_dir") or os.environ.get("TFDS_DATA_DIR")

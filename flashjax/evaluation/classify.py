@@ -1,6 +1,5 @@
 """Naming images: the classes of files, and the examples of an evaluation set for a run's report."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from flashjax.data import DataConfig, Pipeline
 from flashjax.data.imagenet import class_names, wnids
 from flashjax.data.transforms import center_resize, decode
 from flashjax.objectives.classification import Classification
+from flashjax.training import Program
 
 Ranked = list[tuple[str, float]]
 
@@ -43,7 +43,12 @@ def predict_files(
             images.append(np.asarray(center_resize(image, config.image_size, config.augment)))
         except Exception as error:
             raise ValueError(f"cannot read image {path}: {error}") from error
-    probabilities = _probabilities(objective, variables, np.stack(images))
+    rows = {
+        "image": np.stack(images),
+        "label": np.zeros(len(images), np.int32),
+        "mask": np.ones(len(images), np.float32),
+    }
+    probabilities = np.asarray(jax.jit(objective.predict)(variables, rows))
     return {path: _top(row, names, 5) for path, row in zip(paths, probabilities, strict=True)}
 
 
@@ -56,28 +61,19 @@ def print_predictions(predictions: Mapping[str, Ranked]) -> None:
 
 
 def examples(
-    objective: Classification, variables: Any, data: Pipeline, names: Sequence[str], count: int
+    program: Program, variables: Any, data: Pipeline, names: Sequence[str], count: int
 ) -> list[tuple[np.ndarray, str, Ranked]]:
-    """(image, true name, ranked names) of ``count`` evaluation images, spread evenly over the first batch."""
+    """(image, true name, ranked names) of ``count`` evaluation images, spread evenly over the first batch.
+
+    All processes of a job call it; each gets examples among its own rows.
+    """
     batch = data.batch(0)
+    predict = jax.jit(program.experiment.objective.predict, out_shardings=program.replicated)
+    probabilities = np.asarray(predict(variables, program.put(batch, data.spec)))
+    first = jax.process_index() * len(batch["mask"])
     real = np.flatnonzero(batch["mask"])
     rows = real[np.linspace(0, len(real) - 1, min(count, len(real))).astype(int)]
-    probabilities = _probabilities(objective, variables, batch["image"][rows])
-    return [
-        (batch["image"][i], names[batch["label"][i]], _top(p, names, 3))
-        for i, p in zip(rows, probabilities, strict=True)
-    ]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(objective: Classification, variables: Any, batch: Any) -> jax.Array:
-    return objective.predict(variables, batch)
-
-
-def _probabilities(objective: Classification, variables: Any, images: np.ndarray) -> np.ndarray:
-    rows = len(images)
-    batch = {"image": images, "label": np.zeros(rows, np.int32), "mask": np.ones(rows, np.float32)}
-    return np.asarray(_predict(objective, variables, batch))
+    return [(batch["image"][i], names[batch["label"][i]], _top(probabilities[first + i], names, 3)) for i in rows]
 
 
 def _top(probabilities: np.ndarray, names: Sequence[str], count: int) -> Ranked:

@@ -11,7 +11,7 @@ from flashjax.training.experiment import (
 )
 from flashjax.training.loop import Result, fit
 from flashjax.training.mesh import MeshConfig
-from flashjax.training.modes import dry_run, finish, print_metrics, replay
+from flashjax.training.modes import dry_run, finish, print_metrics, replay, session
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig
 from flashjax.training.program import Program, evaluate
 
@@ -34,5 +34,5 @@ __all__ = [
     "print_metrics",
     "replay",
     "scale_recipe",
-    "scale_recipe",
+    "session",
 ]

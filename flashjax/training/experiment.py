@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import jax
 import numpy as np
 
+from flashjax.training.distributed import DistributedConfig
 from flashjax.training.mesh import MeshConfig
 from flashjax.training.optimizers import OptimizerConfig
 from flashjax.training.sharding import FSDP_RULES, Rules
@@ -121,6 +122,8 @@ class RunConfig:
     """AdamW and its schedule."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Sizes of the mesh axes."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """The processes of a job, and how long they wait for each other."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The training loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -4,6 +4,8 @@ import signal
 from types import FrameType
 from typing import Any
 
+from flashjax.training import distributed
+
 
 class Interrupted(SystemExit):
     """The run was asked to stop, has saved its state, and can be resumed.
@@ -49,3 +51,4 @@ class InterruptGuard:
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+        distributed.request_stop()  # several processes stop at one and the same step

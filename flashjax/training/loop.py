@@ -4,6 +4,7 @@ Evaluation and saving come first so that what is saved at step k has been measur
 resumes at k does neither twice. Metrics are read one step late: the host never waits for the step it just gave away.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from flashjax.training.optimizers import learning_rate_at
 from flashjax.training.program import Program
 from flashjax.training.rundir import RunDirectory
 from flashjax.training.step import TrainState
+from flashjax.training.watchdog import Watchdog
 from flashjax.training.writers import make_writers
 
 
@@ -31,6 +33,7 @@ from flashjax.training.writers import make_writers
 class Result:
     """What is left of a run."""
 
+    program: Program
     state: TrainState
     metrics: dict[str, float]
     """The last evaluation."""
@@ -61,8 +64,8 @@ class _Clock:
         }
 
 
-def fit(experiment: Experiment) -> Result:
-    """Trains ``experiment``, resuming what its workdir holds.
+def fit(experiment: Experiment, watchdog: Watchdog | None = None) -> Result:
+    """Trains ``experiment``, resuming what its workdir holds; tells ``watchdog`` of each step.
 
     Returns the final state and the figures of the run.
 
@@ -73,12 +76,12 @@ def fit(experiment: Experiment) -> Result:
     run = RunDirectory(experiment.workdir)
     try:
         with InterruptGuard() as guard:
-            return _fit(experiment, run, guard)
+            return _fit(experiment, run, guard, watchdog or Watchdog())
     finally:
         run.close()
 
 
-def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard) -> Result:
+def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watchdog: Watchdog) -> Result:
     config, data = experiment.config, experiment.train_data
     program = Program(experiment)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
@@ -108,7 +111,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard) -> Re
     compile_time = time.perf_counter() - started
     writer.write(step, {"compile_time": compile_time})
 
-    loop = _Loop(program, run, checkpoints, writer, guard, train_step, flops)
+    loop = _Loop(program, run, checkpoints, writer, guard, watchdog, train_step, flops)
     try:
         return loop.run_from(state, step, fresh=resumed is None)
     finally:
@@ -118,7 +121,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard) -> Re
 class _Loop:
     """The moving parts of one run."""
 
-    def __init__(self, program, run, checkpoints, writer, guard, train_step, flops):
+    def __init__(self, program, run, checkpoints, writer, guard, watchdog, train_step, flops):
         self.program: Program = program
         self.experiment: Experiment = program.experiment
         self.config = program.experiment.config
@@ -126,6 +129,7 @@ class _Loop:
         self.checkpoints: Checkpoints = checkpoints
         self.writer = writer
         self.guard: InterruptGuard = guard
+        self.watchdog: Watchdog = watchdog
         self.train_step = train_step
         self.data = program.experiment.train_data
         peak = peak_flops(program.mesh.devices.flat[0].device_kind)
@@ -154,6 +158,7 @@ class _Loop:
             initial=step,
             unit="step",
             dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 15.0,  # a log file wants few lines
             disable=not self.config.train.progress or jax.process_index() != 0,
         )
         metrics: dict[str, float] = {}
@@ -180,6 +185,7 @@ class _Loop:
         best = self.checkpoints.best()
         self.writer.flush()
         return Result(
+            program=self.program,
             state=state,
             metrics=metrics,
             step=step,
@@ -196,6 +202,7 @@ class _Loop:
         waited = time.perf_counter()
         assert self.batches is not None
         rows = next(self.batches)
+        self.watchdog.beat(step)
         self.clock.waited += time.perf_counter() - waited
         batch = self.program.put(rows, self.data.spec)
         state, metrics = self.train_step(state, batch)
@@ -271,7 +278,9 @@ class _Loop:
     def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         self.pause()
         started = time.perf_counter()
-        metrics = self.program.evaluate(state, self.experiment.eval_data, self.guard)
+        metrics = self.program.evaluate(
+            state, self.experiment.eval_data, each_batch=lambda: self.watchdog.beat(step), stop=self.stop_evaluating
+        )
         if metrics:
             line = {f"eval_{name}": value for name, value in metrics.items()}
             self.writer.write(step, {**line, "eval_time": time.perf_counter() - started})
@@ -279,6 +288,10 @@ class _Loop:
             self.bar.write(f"step {step}: evaluation {shown}")
         self.clock = _Clock()
         return metrics
+
+    def stop_evaluating(self) -> bool:
+        """An evaluation is given up on a signal; with several processes it runs to its end, so that all agree."""
+        return self.guard.signum is not None and jax.process_count() == 1
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
         self.pause()

@@ -1,18 +1,28 @@
 """What a launcher does besides fitting: dry run, evaluation, replay, and the words at the end of a run."""
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from flashjax.training import nonfinite
-from flashjax.training.experiment import Experiment
+from flashjax.training import distributed, nonfinite
+from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.loop import Result
 from flashjax.training.parameters import parameter_table
 from flashjax.training.program import Program
 from flashjax.training.report import write_report
+from flashjax.training.watchdog import Watchdog
+from flashjax.training.writers import read_json_lines
+
+
+@contextlib.contextmanager
+def session(config: RunConfig) -> Iterator[Watchdog]:
+    """Joins the other processes of the job, if there are any, and watches over them until the block ends."""
+    distributed.initialize(config.distributed)
+    with Watchdog(config.distributed.silence_limit_s, config.distributed.stall_limit_s) as watchdog:
+        yield watchdog
 
 
 def dry_run(experiment: Experiment) -> None:
@@ -65,7 +75,7 @@ def finish(
         "best checkpoint": str(result.checkpoint),
         "report": str(result.workdir / "report.html"),
     }
-    metrics = [json.loads(line) for line in (result.workdir / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_json_lines(result.workdir / "metrics.jsonl")
     write_report(result.workdir / "report.html", experiment.name, metrics, predictions, lines)
     width = max(map(len, [*lines, *(further or {})]))
     print("\n".join(f"  {name:{width}}  {text}" for name, text in {**lines, **(further or {})}.items()))

@@ -1,6 +1,7 @@
 """The compiled side of an experiment: mesh -> abstract state -> shardings from rules -> jit(init) -> jit(step)."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +14,6 @@ from flashjax.planning.flops import count_flops
 from flashjax.training import nonfinite
 from flashjax.training.checkpoints import CheckpointError, Checkpoints
 from flashjax.training.experiment import Batch, Experiment, Pipeline
-from flashjax.training.interrupts import InterruptGuard
 from flashjax.training.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh
 from flashjax.training.optimizers import make_optimizer
 from flashjax.training.sharding import lint, shardings_for
@@ -107,16 +107,24 @@ class Program:
         """FLOPs of one train step, all devices together, counted from its jaxpr."""
         return count_flops(self.step_fn, self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
 
-    def evaluate(self, state: TrainState, data: Pipeline, guard: InterruptGuard | None = None) -> dict[str, float]:
-        """Means over the evaluation set; each real example counts once. Stops early, empty, when interrupted."""
+    def evaluate(
+        self,
+        state: TrainState,
+        data: Pipeline,
+        each_batch: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, float]:
+        """Means over the evaluation set; each real example counts once. Empty where ``stop`` ended it early."""
         variables = state.variables()
         spec = data.spec
         shapes = jax.eval_shape(self.experiment.objective.evaluate, variables, self.abstract_batch(spec))
         totals = jax.device_put(jax.tree.map(lambda s: np.zeros((), np.float32), shapes), self.replicated)
-        for rows in data.batches():
-            totals = self.eval_step(variables, self.put(rows, spec), totals)
-            if guard is not None and guard.signum is not None and jax.process_count() == 1:
-                return {}
+        with contextlib.closing(data.batches()) as batches:
+            for rows in batches:
+                each_batch()
+                totals = self.eval_step(variables, self.put(rows, spec), totals)
+                if stop():
+                    return {}
         return {name: float(total / max(weight, 1e-9)) for name, (total, weight) in jax.device_get(totals).items()}
 
 

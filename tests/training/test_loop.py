@@ -19,7 +19,6 @@ from flashjax.training import (
     ScheduleConfig,
     evaluate,
     fit,
-    load_best,
     nonfinite,
 )
 from flashjax.training.interrupts import Interrupted
@@ -161,8 +160,10 @@ def test_pretrained_variables_take_their_places(tmp_path):
     kernel = np.full((128, 256), 0.5, np.float32)
 
     def initial(shapes):
-        shapes["params"]["dense"]["kernel"] = kernel
-        return shapes
+        return {
+            "params": {"dense": {"kernel": kernel, "bias": shapes["params"]["dense"]["bias"]}},
+            **{name: tree for name, tree in shapes.items() if name != "params"},
+        }
 
     program = Program(dataclasses.replace(experiment(tmp_path), initial=initial))
     state = program.init()
@@ -177,6 +178,6 @@ def test_batch_that_does_not_divide(tmp_path):
         fit(experiment(tmp_path, train_data=Vectors(None, batch_size=12)))
 
 
-def test_load_best_without_checkpoints(tmp_path):
+def test_evaluation_without_checkpoints(tmp_path):
     with pytest.raises(Exception, match="no checkpoints at"):
-        load_best(Program(experiment(tmp_path / "nothing")))
+        evaluate(experiment(tmp_path / "nothing"))
