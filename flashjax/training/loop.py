@@ -285,7 +285,7 @@ class _Loop:
             line = {f"eval_{name}": value for name, value in metrics.items()}
             self.writer.write(step, {**line, "eval_time": time.perf_counter() - started})
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            self.bar.write(f"step {step}: evaluation {shown}")
+            _say(f"step {step}: evaluation {shown}")
         self.clock = _Clock()
         return metrics
 
