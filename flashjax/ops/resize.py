@@ -32,7 +32,7 @@ def bicubic_weights(source: int, target: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def resize_bicubic(image: Float[Array, "H W C"], size: tuple[int, int]) -> Float[Array, "h w C"]:
+def resize_bicubic(image: Float[Array | np.ndarray, "H W C"], size: tuple[int, int]) -> Float[Array, "h w C"]:
     """Resizes a map to `size` = (h, w) exactly as torch's `interpolate(mode="bicubic")` does; float32 in, float32 out.
 
     Raises ValueError where a size is not positive.
