@@ -1,6 +1,11 @@
 """Orbax checkpoints of a run: written asynchronously, the best and the newest kept, restored onto any mesh."""
 
+import contextlib
+import errno
 import math
+import os
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from flashjax.training import digests
 from flashjax.training.experiment import CheckpointConfig
 from flashjax.training.sharding import path_string
 
@@ -36,6 +42,7 @@ class Checkpoints:
             read_only=read_only,
             # What a killed run left half-written is never a step; it is cleared away here.
             cleanup_tmp_directories=not read_only,
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
             best_fn=self._score,  # makes Orbax store the metrics; the policy below decides
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -47,7 +54,14 @@ class Checkpoints:
             ),
         )
         handlers = {"state": ocp.StandardCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        self._saving: int | None = None
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoints in {self.directory} ({error.strerror or error}): make it writable, or name "
+                "another --workdir"
+            ) from error
 
     def _score(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self.config.metric, math.nan)
@@ -56,19 +70,49 @@ class Checkpoints:
         return value if self.config.mode == "max" else -value
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Starts writing ``state``; returns when it has been copied off the device. A step is written once."""
+        """Starts writing ``state``; returns when it has been copied off the device. A step is written once.
+
+        Raises:
+            CheckpointError: if this write could not begin, or the one before could not end.
+        """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics, force=True
-        )
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics, force=True
+            )
 
     def wait(self) -> None:
-        """Until every write has reached the disk; raises what went wrong there."""
-        self._manager.wait_until_finished()
+        """Until every write has reached the disk.
+
+        Raises:
+            CheckpointError: if one did not.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for the last write; its failure is raised as by ``wait``."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            left = ", ".join(map(str, self.whole())) or "none"
+            raise CheckpointError(
+                f"checkpoint {self._saving} could not be written in {self.directory}: {_reason(error)}. Steps that are "
+                f"whole: {left}. Make room (or the directory writable) and give the same command again"
+            ) from error
+
+    def _write_digests(self) -> None:
+        """Called by Orbax on process 0, when all is written and nothing is committed."""
+        unfinished = sorted(self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
+        digests.write(unfinished[0] if unfinished else self.path(self._saving or 0))
 
     def steps(self) -> list[int]:
         """Steps that were written whole, oldest first."""
@@ -83,6 +127,11 @@ class Checkpoints:
         scored = [(self._score(metrics), step) for step in self.steps() if (metrics := self.metrics(step))]
         return max(scored)[1] if scored else self.latest()
 
+    def whole(self) -> list[int]:
+        """Steps of which every byte is as it was written, oldest first; reads them all."""
+        on_disk = sorted(int(p.name) for p in self.directory.glob("*") if p.name.isdigit())
+        return [step for step in on_disk if not digests.problems(self.path(step))]
+
     def path(self, step: int) -> Path:
         return self.directory / str(step)
 
@@ -92,6 +141,13 @@ class Checkpoints:
         Raises:
             CheckpointError: naming the step, what is wrong with it, and the steps that are left to try.
         """
+        # Each process reads its share again: a flipped byte would otherwise go on as a number.
+        damage = digests.problems(self.path(step), jax.process_index(), jax.process_count())
+        if damage:
+            more = f" and {len(damage) - 3} more" if len(damage) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} is damaged: {'; '.join(damage[:3])}{more}{self._others(step)}"
+            )
         self._check_shapes(step, abstract_state)
         try:
             restored = self._manager.restore(
@@ -105,7 +161,12 @@ class Checkpoints:
 
     def metrics(self, step: int) -> dict[str, float]:
         """The evaluation saved with ``step``; empty where there was none."""
-        return dict(self._manager.metrics(step) or {})
+        try:
+            return dict(self._manager.metrics(step) or {})
+        except Exception as error:
+            raise CheckpointError(
+                f"the metrics of checkpoint {self.path(step)} cannot be read: {_first_line(error)}{self._others(step)}"
+            ) from error
 
     def restore_variables(self, step: int) -> dict[str, Any]:
         """Model variables of ``step`` (averaged ones if the run kept them) as host arrays, whatever model it was."""
@@ -119,12 +180,11 @@ class Checkpoints:
         return jax.tree.map(np.asarray, jax.device_get(variables))
 
     def _others(self, step: int) -> str:
-        older = [s for s in self.steps() if s < step]
+        older = [s for s in self.whole() if s < step]
         if not older:
-            return "; there is no older one: start afresh in another --workdir"
-        return (
-            f"; an older one is whole as far as its listing says: move {self.path(step)} away to resume at {older[-1]}"
-        )
+            return "; there is no older one that is whole: start afresh in another --workdir"
+        aside = shlex.join(["mv", str(self.path(step)), str(self.directory.parent / f"damaged-{step}")])
+        return f"; step {older[-1]} is whole: to resume there, give the same command again after\n  {aside}"
 
     def _check_shapes(self, step: int, abstract_state: Any) -> None:
         """Another model's checkpoint is told by its tree, before anything is read."""
@@ -168,6 +228,20 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, which Orbax and TensorStore wrap in pages of their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        for code in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EFBIG, errno.EIO):
+            if os.strerror(code) in text:
+                return os.strerror(code)
+        seen = seen.__cause__ or seen.__context__
+    return _first_line(error)
 
 
 __all__ = ["CheckpointError", "Checkpoints"]
