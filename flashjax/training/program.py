@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,14 @@ from flashjax.training.checkpoints import CheckpointError, Checkpoints
 from flashjax.training.experiment import Batch, Experiment, Pipeline
 from flashjax.training.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh
 from flashjax.training.optimizers import make_optimizer
-from flashjax.training.sharding import lint, shardings_for
+from flashjax.training.sharding import lint, on_mesh, shardings_for
 from flashjax.training.step import TrainState, make_eval_step, make_init, make_train_step
 
 
 class Program:
     """The compiled side of an experiment: mesh, abstract state with shardings, and the functions on it."""
 
-    def __init__(self, experiment: Experiment, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, experiment: Experiment, devices: Sequence[Any] | None = None):
         config = experiment.config
         self.experiment = experiment
         self.mesh: Mesh = make_mesh(config.mesh, devices)
@@ -49,7 +50,7 @@ class Program:
         )
         self.batch_sharding = batch_sharding(self.mesh)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
-        self.step_fn = make_train_step(
+        step_fn = make_train_step(
             experiment.objective,
             self.optimizer,
             config.seed,
@@ -57,13 +58,14 @@ class Program:
             config.train.ema_decay,
             self._constrain_micro,
         )
+        self.step_fn = on_mesh(step_fn, self.mesh)
         self.train_step = jax.jit(
             self.step_fn,
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
         )
-        self.eval_step = jax.jit(make_eval_step(experiment.objective), donate_argnums=2)
+        self.eval_step = jax.jit(on_mesh(make_eval_step(experiment.objective), self.mesh), donate_argnums=2)
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
     def _constrain_micro(self, batch: Batch) -> Batch:

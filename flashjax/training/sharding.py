@@ -1,18 +1,39 @@
 """Where parameters live: an ordered list of (path regex -> policy), first match wins, resolved to a table.
 
 The same rules place gradients, optimizer moments and averages, because their paths end in the parameter's path.
+Activations are placed by the names of their dims (`ACTIVATIONS`).
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flashjax.training.mesh import BATCH_AXES
+
 Policy = Callable[[tuple[int, ...], Mesh], PartitionSpec]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+ACTIVATIONS: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", BATCH_AXES),  # examples: each device computes its own
+    ("heads", "tensor"),  # attention heads: what columns of qkv make and rows of proj take
+    ("mlp", "tensor"),  # hidden units: what columns of fc1 make and rows of fc2 take
+    ("embed", None),  # channels of the residual stream: whole, so that norms need no talk
+    ("height", None),  # of a map
+    ("width", None),  # of a map
+    ("window", None),  # windows of a map
+    ("token", None),  # tokens of a window
+    ("length", None),  # tokens of a sequence
+    ("vocab", None),  # classes or words: logits are whole
+)
+"""The ten names that a model may give to a dim, ``flax.linen.with_logical_constraint(x, ("batch", None, "embed"))``,
+and the mesh axes that split it; ``None``: whole on each device of its batch shard."""
 
 SMALL = 2**14
 """Tensors of fewer elements stay whole under ``fsdp``: a gather of them costs more than it saves."""
@@ -114,6 +135,47 @@ def shardings_for(tree: Any, rules: Rules, mesh: Mesh) -> Any:
             raise ShardingError(f"{name} {tuple(leaf.shape)}: {error}") from None
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def reasons(tree: Any, rules: Rules, mesh: Mesh) -> dict[str, str]:
+    """Why each leaf lies where `shardings_for` puts it, by its path: the policy, its pattern, what it did.
+
+    For example "tensor_parallel(1) by 'mlp/fc1/kernel$': dim 1 over tensor, dim 0 over fsdp", or
+    "fsdp: left whole, under 16384 elements".
+    """
+    return {
+        path_string(path): _reason(_match(rules, path_string(path)), tuple(leaf.shape), mesh)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _reason(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> str:
+    name = getattr(rule.policy, "__name__", "policy")
+    name = "custom policy" if name == "<lambda>" else name
+    by = "" if rule.pattern == ".*" else f" by '{rule.pattern}'"
+    if not shape:
+        return "scalar: whole"
+    axes = tuple(rule.policy(shape, mesh))
+    split = [f"dim {d} over {a if isinstance(a, str) else '+'.join(a)}" for d, a in enumerate(axes) if a is not None]
+    size = mesh.shape["fsdp"]
+    if size > 1 and "fsdp" not in axes and (rule.policy is fsdp or name.startswith(tensor_parallel.__name__)):
+        few = int(np.prod(shape)) < SMALL
+        left = f"under {SMALL} elements" if few else f"no free dim divides by fsdp {size}"
+        split.append(f"over fsdp not: {left}" if split else f"left whole, {left}")
+    return f"{name}{by}: {', '.join(split) or 'whole'}"
+
+
+def on_mesh(function: Function, mesh: Mesh) -> Function:
+    """`function` whose logical constraints hold on `mesh` when it is traced; itself where the mesh is one device."""
+    if mesh.size == 1:
+        return function
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with mesh, nn.logical_axis_rules(ACTIVATIONS):
+            return function(*args, **kwargs)
+
+    return traced  # type: ignore[return-value]
 
 
 def lint(params: Any, rules: Rules, mesh: Mesh) -> None:
