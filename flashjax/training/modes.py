@@ -7,12 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from flashjax.planning.layout import write_layout
 from flashjax.training import distributed, nonfinite
 from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.loop import Result
 from flashjax.training.parameters import parameter_table
 from flashjax.training.program import Program
 from flashjax.training.report import write_report
+from flashjax.training.sharding import reasons
 from flashjax.training.watchdog import Watchdog
 from flashjax.training.writers import read_json_lines
 
@@ -26,15 +28,24 @@ def session(config: RunConfig) -> Iterator[Watchdog]:
 
 
 def dry_run(experiment: Experiment) -> None:
-    """Prints mesh, parameters with their places, and what each device holds; compiles and allocates nothing."""
+    """Prints mesh, parameters with their places and why, and what each device holds; draws it in layout.html.
+
+    Compiles and allocates nothing.
+    """
     program = Program(experiment)
     axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
+    if jax.process_index() != 0:
+        return
     state, where = program.abstract_state, program.shardings
     print(f"{experiment.name}: {experiment.steps} steps of {experiment.train_data.batch_size} examples; mesh: {axes}")
-    trees = {"parameters": "params", "gradients": "params", "optimizer state": "opt_state"}
+    names = {"parameters": "params", "gradients": "params", "optimizer state": "opt_state"}
     if state.ema is not None:
-        trees["average"] = "ema"
-    print(parameter_table(*({name: getattr(tree, part) for name, part in trees.items()} for tree in (state, where))))
+        names["average"] = "ema"
+    trees, places = ({name: getattr(tree, part) for name, part in names.items()} for tree in (state, where))
+    why = reasons(state.params, experiment.rules, program.mesh)
+    print(parameter_table(trees, places, why))
+    title = f"{experiment.name}-{experiment.config.preset}: who holds what"
+    print("layout:", write_layout(Path(experiment.workdir) / "layout.html", title, program.mesh, trees, places, why))
 
 
 def replay(experiment: Experiment) -> None:

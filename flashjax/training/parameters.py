@@ -25,38 +25,45 @@ class ParameterRow:
     """Of the whole tensor."""
     bytes_per_device: int
     """Of the largest shard; shards of a dim that does not divide differ."""
+    why: str = ""
+    """What put it there, where the caller said."""
 
 
-def parameter_rows(tree: PyTree, shardings: PyTree) -> list[ParameterRow]:
+def parameter_rows(tree: PyTree, shardings: PyTree, why: Mapping[str, str] | None = None) -> list[ParameterRow]:
     """A row for each leaf of `tree` (arrays or `jax.ShapeDtypeStruct`s), in the order of the tree.
 
-    `shardings` has the structure of `tree`.
+    `shardings` has the structure of `tree`; `why` has a reason by path (`sharding.reasons`).
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     rows = []
     for (path, leaf), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True):
         size = leaf.dtype.itemsize
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         rows.append(
             ParameterRow(
-                path=jax.tree_util.keystr(path, simple=True, separator="/"),
+                path=name,
                 shape=tuple(leaf.shape),
                 dtype=str(leaf.dtype),
                 spec=_spec(sharding, len(leaf.shape)),
                 bytes=size * math.prod(leaf.shape),
                 bytes_per_device=size * math.prod(sharding.shard_shape(tuple(leaf.shape))),
+                why=(why or {}).get(name, ""),
             )
         )
     return rows
 
 
-def parameter_table(trees: Mapping[str, PyTree], shardings: Mapping[str, PyTree]) -> str:
+def parameter_table(
+    trees: Mapping[str, PyTree], shardings: Mapping[str, PyTree], why: Mapping[str, str] | None = None
+) -> str:
     """The tensors of the first tree, a line each, then the totals of every tree and of all.
 
-    `trees` are named, e.g. parameters, gradients, optimizer state; `shardings` has the same names.
+    `trees` are named, e.g. parameters, gradients, optimizer state; `shardings` has the same names. `why` has a reason
+    for the place of each tensor, by path.
     """
     listed, *_ = trees
-    rows = {name: parameter_rows(tree, shardings[name]) for name, tree in trees.items()}
-    header = ("path", "shape", "dtype", "sharding", "bytes", "per device")
+    rows = {name: parameter_rows(tree, shardings[name], why) for name, tree in trees.items()}
+    header = ("path", "shape", "dtype", "sharding", "bytes", "per device", "why" if why else "")
     lines = [
         (
             row.path,
@@ -65,6 +72,7 @@ def parameter_table(trees: Mapping[str, PyTree], shardings: Mapping[str, PyTree]
             row.spec,
             human_bytes(row.bytes),
             human_bytes(row.bytes_per_device),
+            row.why,
         )
         for row in rows[listed]
     ]
@@ -76,14 +84,15 @@ def parameter_table(trees: Mapping[str, PyTree], shardings: Mapping[str, PyTree]
             "",
             human_bytes(sum(row.bytes for row in of_tree)),
             human_bytes(sum(row.bytes_per_device for row in of_tree)),
+            "",
         )
         for name, of_tree in rows.items()
     ]
     if len(rows) > 1:
         everything = [row for of_tree in rows.values() for row in of_tree]
         whole, part = (sum(getattr(row, size) for row in everything) for size in ("bytes", "bytes_per_device"))
-        totals.append(("in all", "", "", "", human_bytes(whole), human_bytes(part)))
-    return _aligned([header, *lines], [("total of", "elements in tensors", "", "", "bytes", "per device"), *totals])
+        totals.append(("in all", "", "", "", human_bytes(whole), human_bytes(part), ""))
+    return _aligned([header, *lines], [("total of", "elements in tensors", "", "", "bytes", "per device", ""), *totals])
 
 
 def human_bytes(count: int) -> str:
@@ -105,13 +114,13 @@ def _spec(sharding: Sharding, ndim: int) -> str:
 
 
 def _aligned(*parts: Sequence[tuple[str, ...]]) -> str:
-    """Parts of equal columns under common widths, each under a rule; the last two columns flush right."""
+    """Parts of equal columns under common widths, each under a rule; bytes flush right, reasons left."""
     widths = [max(len(line[column]) for part in parts for line in part) for column in range(len(parts[0][0]))]
 
     def text(line: tuple[str, ...]) -> str:
-        left = [cell.ljust(width) for cell, width in zip(line[:-2], widths, strict=False)]
-        right = [cell.rjust(width) for cell, width in zip(line[-2:], widths[-2:], strict=True)]
-        return "  ".join([*left, *right]).rstrip()
+        columns = enumerate(zip(line, widths, strict=True))
+        cells = [cell.rjust(width) if i in (4, 5) else cell.ljust(width) for i, (cell, width) in columns]
+        return "  ".join(cells).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join(f"{text(head)}\n{rule}\n" + "\n".join(map(text, body)) + "\n" for head, *body in parts)

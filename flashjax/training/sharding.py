@@ -140,8 +140,8 @@ def shardings_for(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 def reasons(tree: Any, rules: Rules, mesh: Mesh) -> dict[str, str]:
     """Why each leaf lies where `shardings_for` puts it, by its path: the policy, its pattern, what it did.
 
-    For example "tensor_parallel(1) by 'mlp/fc1/kernel$': dim 1 over tensor, dim 0 over fsdp", or
-    "fsdp: left whole, under 16384 elements".
+    For example "tensor_parallel(1) 'mlp/fc1/kernel$': dim 1 over tensor, dim 0 over fsdp" or
+    "fsdp: small, left whole".
     """
     return {
         path_string(path): _reason(_match(rules, path_string(path)), tuple(leaf.shape), mesh)
@@ -150,19 +150,17 @@ def reasons(tree: Any, rules: Rules, mesh: Mesh) -> dict[str, str]:
 
 
 def _reason(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> str:
-    name = getattr(rule.policy, "__name__", "policy")
-    name = "custom policy" if name == "<lambda>" else name
-    by = "" if rule.pattern == ".*" else f" by '{rule.pattern}'"
     if not shape:
         return "scalar: whole"
+    name = getattr(rule.policy, "__name__", "policy").replace("<lambda>", "policy")
     axes = tuple(rule.policy(shape, mesh))
-    split = [f"dim {d} over {a if isinstance(a, str) else '+'.join(a)}" for d, a in enumerate(axes) if a is not None]
+    did = [f"dim {d} over {a if isinstance(a, str) else '+'.join(a)}" for d, a in enumerate(axes) if a is not None]
     size = mesh.shape["fsdp"]
     if size > 1 and "fsdp" not in axes and (rule.policy is fsdp or name.startswith(tensor_parallel.__name__)):
-        few = int(np.prod(shape)) < SMALL
-        left = f"under {SMALL} elements" if few else f"no free dim divides by fsdp {size}"
-        split.append(f"over fsdp not: {left}" if split else f"left whole, {left}")
-    return f"{name}{by}: {', '.join(split) or 'whole'}"
+        left = "left whole" if not did else "not over fsdp"
+        did.append(f"{'small' if int(np.prod(shape)) < SMALL else f'no free dim divides by fsdp {size}'}, {left}")
+    pattern = "" if rule.pattern == ".*" else f" '{rule.pattern}'"
+    return f"{name}{pattern}: {', '.join(did) or 'whole'}"
 
 
 def on_mesh(function: Function, mesh: Mesh) -> Function:
