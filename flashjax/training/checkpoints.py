@@ -5,6 +5,8 @@ import errno
 import math
 import os
 import shlex
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ from orbax.checkpoint import checkpoint_managers
 from flashjax.training import digests
 from flashjax.training.experiment import CheckpointConfig
 from flashjax.training.sharding import path_string
+
+
+DELETED = ".deleted"
+"""Subdirectory of steps that are no longer kept, emptied while the next one is written."""
 
 
 class CheckpointError(RuntimeError):
@@ -34,6 +40,7 @@ class Checkpoints:
     def __init__(self, directory: Path, config: CheckpointConfig, read_only: bool = False):
         self.directory = directory.absolute()
         self.config = config
+        self.read_only = read_only
         if read_only and not self.directory.is_dir():
             raise CheckpointError(f"no checkpoints at {directory}: train first, or name the run with --workdir")
         policies = checkpoint_managers
@@ -42,6 +49,8 @@ class Checkpoints:
             read_only=read_only,
             # What a killed run left half-written is never a step; it is cleared away here.
             cleanup_tmp_directories=not read_only,
+            # Old steps leave by a rename, so that a kill in the midst of a deletion leaves no half of a step.
+            todelete_subdir=DELETED,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
             best_fn=self._score,  # makes Orbax store the metrics; the policy below decides
             preservation_policy=policies.AnyPreservationPolicy(
@@ -56,6 +65,8 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler()}
         self._saving: int | None = None
         try:
+            if not read_only:
+                self._empty_deleted()
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except OSError as error:
             raise CheckpointError(
@@ -79,6 +90,7 @@ class Checkpoints:
             return
         with self._writing():
             self._manager.wait_until_finished()
+            threading.Thread(target=self._empty_deleted).start()
             self._saving = step
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics, force=True
@@ -97,6 +109,12 @@ class Checkpoints:
         """Waits for the last write; its failure is raised as by ``wait``."""
         with self._writing():
             self._manager.close()
+            if not self.read_only:
+                self._empty_deleted()
+
+    def _empty_deleted(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / DELETED, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

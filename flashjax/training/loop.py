@@ -6,7 +6,7 @@ resumes at k does neither twice. Metrics are read one step late: the host never 
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,12 @@ class _Loop:
         self.clock = _Clock()
         self.train_seconds, self.train_steps = 0.0, 0
         self.bar: Any = None
-        self.batches: Iterator[dict[str, np.ndarray]] | None = None
+        self.batches: Generator[dict[str, np.ndarray], None, None] | None = None
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        if hasattr(self.batches, "close"):
+        if self.batches is not None:
             self.batches.close()  # ends worker processes
         self.writer.close()
         self.checkpoints.close()
@@ -152,7 +152,7 @@ class _Loop:
     def run_from(self, state: TrainState, step: int, fresh: bool) -> Result:
         total, every = self.experiment.steps, self.experiment.eval_every
         save_every = self.config.checkpoint.every or every
-        self.batches = iter(self.data.batches(step))
+        self.batches = self.data.batches(step)
         self.bar = tqdm(
             total=total,
             initial=step,
@@ -168,12 +168,15 @@ class _Loop:
             while True:
                 at_start = step == first and not (fresh and step == 0 and total > 0)
                 due = step == total or (step % every == 0 and step > 0)
-                if due and not (at_start and step < total):
+                measured: dict[str, float] = {}
+                # A run that was stopped in its evaluation makes it up; the step's checkpoint then has no metrics.
+                if due and not (at_start and step < total and self.checkpoints.metrics(step)):
                     state = self.drain(state)
-                    metrics = self.evaluate(state, step) or metrics
+                    measured = self.evaluate(state, step)
+                    metrics = measured or metrics
                 if (due or (step % save_every == 0 and step > 0)) and not at_start:
                     state = self.drain(state)
-                    self.save(state, step, metrics if due else None)
+                    self.save(state, step, measured or None)
                 if self.interrupted(step):
                     state = self.drain(state)
                     self.stop(state, step)
