@@ -89,8 +89,9 @@ def train(config: SwinImagenet, watchdog: Watchdog) -> None:
     """Fits, draws the report and says where everything is."""
     experiment = build(config)
     result = training.fit(experiment, watchdog)
-    names = classify.readable_names(experiment.facts["class_names"])
-    shown = classify.examples(result.program, result.state.variables(), experiment.eval_data, names, 60)
+    goal, names = experiment.objective, classify.readable_names(experiment.facts["class_names"])
+    assert isinstance(goal, Classification)
+    shown = classify.examples(result.program, goal, result.state.variables(), experiment.eval_data, names, 60)
     training.finish(experiment, result, shown, {"the paper's run": PAPER})
 
 

@@ -6,7 +6,7 @@ Legend: B batch (rows over all hosts), C rows of a chunk.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -66,7 +66,8 @@ class TrainExamples:
     """The endless training stream: slot i -> one augmented example."""
 
     source: Source
-    order: grain.MapDataset
+    order: Any
+    """A Grain `MapDataset` of indices."""
     transform: TrainTransform
     config: DataConfig
     seed: int

@@ -91,7 +91,8 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
         )
     image_key = _feature(info.features, tensorflow_datasets.features.Image, "image", directory)
     label_key = _feature(info.features, tensorflow_datasets.features.ClassLabel, "label", directory)
-    class_names = list(info.features[label_key].names)
+    features: Any = info.features
+    class_names = list(features[label_key].names)
 
     def split(name: str) -> TFDSSource:
         if not info.splits[name].num_examples:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from flashjax.data import DataConfig, Pipeline
+from flashjax.data import DataConfig
 from flashjax.data.imagenet import class_names, wnids
 from flashjax.data.transforms import center_resize, decode
 from flashjax.objectives.classification import Classification
-from flashjax.training import Program
+from flashjax.training import Pipeline, Program
 
 Ranked = list[tuple[str, float]]
 
@@ -61,21 +61,21 @@ def print_predictions(predictions: Mapping[str, Ranked]) -> None:
 
 
 def examples(
-    program: Program, variables: Any, data: Pipeline, names: Sequence[str], count: int
+    program: Program, objective: Classification, variables: Any, data: Pipeline, names: Sequence[str], count: int
 ) -> list[tuple[np.ndarray, str, Ranked]]:
     """(image, true name, ranked names) of ``count`` evaluation images, spread evenly over the first batch.
 
     All processes of a job call it; each gets examples among its own rows.
     """
     batch = data.batch(0)
-    predict = jax.jit(program.experiment.objective.predict, out_shardings=program.replicated)
+    predict = jax.jit(objective.predict, out_shardings=program.replicated)
     probabilities = np.asarray(predict(variables, program.put(batch, data.spec)))
     first = jax.process_index() * len(batch["mask"])
     real = np.flatnonzero(batch["mask"])
-    rows = real[np.linspace(0, len(real) - 1, min(count, len(real))).astype(int)]
+    rows = [int(real[i]) for i in np.linspace(0, len(real) - 1, min(count, len(real))).astype(int)]
     return [(batch["image"][i], names[batch["label"][i]], _top(probabilities[first + i], names, 3)) for i in rows]
 
 
 def _top(probabilities: np.ndarray, names: Sequence[str], count: int) -> Ranked:
-    order = np.argsort(-probabilities, kind="stable")[:count]
+    order = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return [(names[i], float(probabilities[i])) for i in order]

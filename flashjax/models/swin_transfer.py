@@ -46,7 +46,7 @@ def resize_parameters(
     `load_pretrained` of the official repository.
     """
     _check(source, target)
-    flat = traverse_util.flatten_dict(dict(params))
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(dict(params)))
     for i in range(len(source.depths)):
         old, new = 2 * source.stage_window(i) - 1, 2 * target.stage_window(i) - 1
         if source.version == 1 and old != new:

@@ -1,6 +1,6 @@
 """What a launcher hands to the trainer: typed settings of a run, and the parts of an experiment."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -52,7 +52,7 @@ class Pipeline(Protocol):
     @property
     def skipped(self) -> int: ...
     def batch(self, k: int) -> dict[str, np.ndarray]: ...
-    def batches(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]: ...
+    def batches(self, start: int = 0) -> Generator[dict[str, np.ndarray], None, None]: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ data-centre network), then ``data``, ``fsdp``, ``expert``, ``sequence`` and ``te
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def resolve_shape(config: MeshConfig, num_devices: int) -> dict[str, int]:
     )
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over ``devices`` (default: all), ``replica`` outermost over slices where the hardware has several.
 
     Axes are of type ``Auto``: the compiler propagates shardings from those given at the boundary of ``jit``.

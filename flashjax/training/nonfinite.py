@@ -32,7 +32,7 @@ def dump(where: Path, state: TrainState, batch: Batch, values: dict[str, float])
     checkpointer.wait_until_finished()
     checkpointer.close()
     rows = {name: _local_rows(array) for name, array in batch.items()}
-    np.savez(where / f"batch_{jax.process_index()}.npz", **rows)
+    np.savez(where / f"batch_{jax.process_index()}.npz", allow_pickle=False, **rows)
     if jax.process_index() == 0:
         step = int(jax.device_get(state.step))
         (where / "figures.json").write_text(json.dumps({"step": step, "batch": step, **values}) + "\n")

@@ -118,7 +118,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda e, w: ema_decay * e + (1.0 - ema_decay) * w, ema, params)
+            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         apply = finite & ~state.halted
         new = TrainState(
