@@ -51,7 +51,11 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             # Old steps leave by a rename, so that a kill in the midst of a deletion leaves no half of a step.
             todelete_subdir=DELETED,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_digests),
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._write_digests,
+                # Otherwise threads that wait for a directory that could not be made keep the process for minutes.
+                create_directories_asynchronously=False,
+            ),
             best_fn=self._score,  # makes Orbax store the metrics; the policy below decides
             preservation_policy=policies.AnyPreservationPolicy(
                 [
@@ -73,6 +77,10 @@ class Checkpoints:
                 f"cannot write checkpoints in {self.directory} ({error.strerror or error}): make it writable, or name "
                 "another --workdir"
             ) from error
+        except ValueError:  # Orbax reads the metrics of every step here
+            for step in self._on_disk():
+                self._check_bytes(step, 0, 1)
+            raise
 
     def _score(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self.config.metric, math.nan)
@@ -147,8 +155,10 @@ class Checkpoints:
 
     def whole(self) -> list[int]:
         """Steps of which every byte is as it was written, oldest first; reads them all."""
-        on_disk = sorted(int(p.name) for p in self.directory.glob("*") if p.name.isdigit())
-        return [step for step in on_disk if not digests.problems(self.path(step))]
+        return [step for step in self._on_disk() if not digests.problems(self.path(step))]
+
+    def _on_disk(self) -> list[int]:
+        return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdigit())
 
     def path(self, step: int) -> Path:
         return self.directory / str(step)
@@ -160,12 +170,7 @@ class Checkpoints:
             CheckpointError: naming the step, what is wrong with it, and the steps that are left to try.
         """
         # Each process reads its share again: a flipped byte would otherwise go on as a number.
-        damage = digests.problems(self.path(step), jax.process_index(), jax.process_count())
-        if damage:
-            more = f" and {len(damage) - 3} more" if len(damage) > 3 else ""
-            raise CheckpointError(
-                f"checkpoint {self.path(step)} is damaged: {'; '.join(damage[:3])}{more}{self._others(step)}"
-            )
+        self._check_bytes(step, jax.process_index(), jax.process_count())
         self._check_shapes(step, abstract_state)
         try:
             restored = self._manager.restore(
@@ -203,6 +208,14 @@ class Checkpoints:
             return "; there is no older one that is whole: start afresh in another --workdir"
         aside = shlex.join(["mv", str(self.path(step)), str(self.directory.parent / f"damaged-{step}")])
         return f"; step {older[-1]} is whole: to resume there, give the same command again after\n  {aside}"
+
+    def _check_bytes(self, step: int, part: int, parts: int) -> None:
+        damage = digests.problems(self.path(step), part, parts)
+        if damage:
+            more = f" and {len(damage) - 3} more" if len(damage) > 3 else ""
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} is damaged: {'; '.join(damage[:3])}{more}{self._others(step)}"
+            )
 
     def _check_shapes(self, step: int, abstract_state: Any) -> None:
         """Another model's checkpoint is told by its tree, before anything is read."""
