@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flashjax.training import CheckpointConfig, MeshConfig, OptimizerConfig, ScheduleConfig, fit
+from flashjax.training import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, ScheduleConfig, fit, session
 from flashjax.training.checkpoints import Checkpoints
+from flashjax.training.distributed import DistributedConfig
 from tests.training.toy import BATCH, Linear, Vectors, experiment
 
 STAGES = ("compile", "step", "evaluation", "save")
@@ -41,6 +42,8 @@ class Run:
     """Further parameters, so that a save takes long."""
     signal_in: str = ""
     """The stage in which the process sends itself SIGTERM."""
+    dies_at: int = -1
+    """Batch at which process 1 kills itself, the first time it comes there."""
     process: int = 0
     processes: int = 1
     port: int = 0
@@ -92,9 +95,17 @@ class Share(Vectors):
                     )
                 if self.run.signal_in == "step" and k == 5:
                     _signal_after(0.002)
+                if self.run.process == 1 and k == self.run.dies_at and not died(self.run.workdir).exists():
+                    died(self.run.workdir).write_text(str(time.time()))
+                    os.kill(os.getpid(), signal.SIGKILL)
             elif self.run.signal_in == "evaluation" and k == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield rows
+
+
+def died(workdir: Path) -> Path:
+    """Where a process notes the time at which it kills itself."""
+    return workdir / "died_at"
 
 
 def build(run: Run) -> Any:
@@ -226,3 +237,20 @@ def assert_bitwise(a: Any, b: Any) -> None:
     same = jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
     different = [jax.tree_util.keystr(path) for path, ok in jax.tree_util.tree_leaves_with_path(same) if not ok]
     assert not different, different
+
+
+LIMIT_S = 5.0
+"""Silence after which a process of ``launched`` takes another one for dead."""
+
+
+def launched(workdir: Path) -> None:
+    """One process of ``python -m flashjax.launch local -- python -m tests.faults.driver WORKDIR``."""
+    limits = DistributedConfig(silence_limit_s=LIMIT_S, start_timeout_s=60)
+    with session(RunConfig(distributed=limits)) as watchdog:
+        run = Run(workdir, dies_at=6, process=jax.process_index(), processes=jax.process_count())
+        result = fit(build(run), watchdog)
+    print(f"finished at step {result.step}", flush=True)
+
+
+if __name__ == "__main__":
+    launched(Path(sys.argv[1]))

@@ -10,8 +10,8 @@ from tests.faults.driver import Run
 
 pytestmark = pytest.mark.faults
 
-BOUND = 2e-4
-"""Largest relative difference of a loss, 12 steps long, between meshes: sums in another order, made larger by Adam."""
+BOUND = 1e-5
+"""Largest relative difference of a loss over 12 steps (measured: 2e-7): the mesh adds up in another order."""
 STEPS = 12
 
 

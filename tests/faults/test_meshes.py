@@ -1,0 +1,69 @@
+"""The first update of every model on every kind of mesh equals that of one device, within a stated bound."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs.swin_imagenet import PRESETS
+from flashjax import models
+from flashjax.training import MeshConfig, Program
+from tests.golden.tiny import tiny
+
+pytestmark = pytest.mark.faults
+
+FIGURES_RTOL = 1e-5
+"""Of the loss and of the gradient's norm (measured: 3e-7)."""
+PARAMETERS_ATOL = 1e-6
+"""Of each updated parameter (measured: 3e-8), of which the update itself is up to 1e-3."""
+
+FAMILIES = {"swin": "tiny_1k", "swinv2": "v2_tiny_w8"}
+"""A preset for each family of registered models, by the first word of their names."""
+MESHES = {
+    "data": MeshConfig(data=8),
+    "fsdp": MeshConfig(data=1, fsdp=8),
+    "tensor": MeshConfig(data=4, tensor=2),
+    "hybrid": MeshConfig(replica=2, data=2, fsdp=2),
+    "all": MeshConfig(replica=2, data=1, fsdp=2, tensor=2),
+}
+
+
+def test_every_registered_family_is_here():
+    assert {name.split("_")[0] for name in models.names()} == FAMILIES.keys()
+
+
+@functools.cache
+def first_update(family, mesh):
+    """(loss, gradient norm, parameters before, parameters after) as host arrays; ``mesh`` None: one device."""
+    made = tiny(PRESETS[FAMILIES[family]], MeshConfig() if mesh is None else MESHES[mesh])
+    # A constant rate, since a warm-up's first update is none; and an eps with which Adam's first update is not the
+    # gradient's mere sign, which rounding may turn where the gradient is near zero.
+    schedule = dataclasses.replace(made.config.optimizer.schedule, kind="constant", warmup_steps=0, late_by_one=False)
+    optimizer = dataclasses.replace(made.config.optimizer, learning_rate=1e-3, eps=1e-3, schedule=schedule)
+    made = dataclasses.replace(made, config=dataclasses.replace(made.config, optimizer=optimizer))
+    program = Program(made, jax.devices()[:1] if mesh is None else None)
+    state = program.init()
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = program.train_step(state, program.put(made.train_data.batch(0), made.train_data.spec))
+    return metrics["loss"].item(), metrics["grad_norm"].item(), before, jax.tree.map(np.asarray, state.params)
+
+
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(name, marks=() if name == "all" else pytest.mark.slow) for name in MESHES]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_update_equals_one_device(family, mesh):
+    loss, norm, before, after = first_update(family, None)
+    loss_here, norm_here, before_here, after_here = first_update(family, mesh)
+    moved = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True))
+    assert moved > 100 * PARAMETERS_ATOL, "an update that the bound can see"
+    pairs = list(zip(jax.tree.leaves(after), jax.tree.leaves(after_here), strict=True))
+    drift = max(np.abs(a - b).max() for a, b in pairs)
+    print(
+        f"{family} on {mesh}: loss {loss_here / loss - 1:.1e}, norm {norm_here / norm - 1:.1e}, parameters {drift:.1e}"
+    )
+    np.testing.assert_allclose([loss_here, norm_here], [loss, norm], rtol=FIGURES_RTOL)
+    jax.tree.map(np.testing.assert_array_equal, before_here, before)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=PARAMETERS_ATOL), after_here, after)
