@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from flashjax import cli
 from flashjax.planning.collectives import collectives, totals
 from flashjax.training.experiment import Experiment
 from flashjax.training.parameters import parameter_rows
@@ -46,8 +47,6 @@ def build(request: Request) -> Experiment:
     Raises:
         ValueError: if the module is no launcher, or has no data.batch_size to multiply.
     """
-    from flashjax import cli
-
     launcher = importlib.import_module(request.launcher)
     if not hasattr(launcher, "build") or not hasattr(launcher, "PRESETS"):
         raise ValueError(f"{request.launcher} is no launcher: it needs PRESETS and build(config)")
@@ -125,8 +124,9 @@ def _temporaries(step: jax.stages.Compiled) -> int | None:
 
 def main() -> None:
     request = Request(**json.loads(sys.argv[1]))
-    experiment = build(request)
-    print(json.dumps(measure(experiment, request.devices, request.steps, request.rounds)))
+    with cli.friendly_errors():
+        experiment = build(request)
+        print(json.dumps(measure(experiment, request.devices, request.steps, request.rounds)))
 
 
 if __name__ == "__main__":

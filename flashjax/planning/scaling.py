@@ -153,8 +153,11 @@ HEADER = (
 
 
 def table(lines: Sequence[Line]) -> str:
-    """The study as a Markdown table; it reads as plain text too. 'of one device': step time over that of one device."""
-    alone = {(line["size"], line["weak"]): line["step_time"] for line in lines if line.get("devices") == 1}
+    """The study as a Markdown table; it reads as plain text too.
+
+    'step ms' is the median over the rounds, with the least in brackets; 'of one device' compares the least.
+    """
+    alone = {(line["size"], line["weak"]): line["step_time_range"][0] for line in lines if line.get("devices") == 1}
     rows = [HEADER, *(_row(line, alone.get((line["size"], line["weak"]))) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     text = [
@@ -178,9 +181,9 @@ def _row(line: Line, alone: float | None) -> tuple[str, ...]:
         str(line["devices"]),
         f"{line['parameters']:,}",
         str(line["batch_size"]),
-        f"{1e3 * line['step_time']:.1f}",
+        f"{1e3 * line['step_time']:.1f} ({1e3 * line['step_time_range'][0]:.1f})",
         f"{line['examples_per_second']:.0f}",
-        "" if alone is None else f"{line['step_time'] / alone:.2f}x",
+        "" if alone is None else f"{line['step_time_range'][0] / alone:.2f}x",
         human_bytes(sum(v for k, v in held.items() if k != "temporaries")),
         "n/a" if held["temporaries"] is None else human_bytes(held["temporaries"]),
         human_bytes(round(sum(t["wire_bytes"] for t in moved.values()))),

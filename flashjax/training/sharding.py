@@ -170,7 +170,8 @@ def on_mesh(function: Function, mesh: Mesh) -> Function:
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with mesh, nn.logical_axis_rules(ACTIVATIONS):
+        # Flax looks for an abstract mesh; `with mesh` alone would leave every constraint out, without a word.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(ACTIVATIONS):
             return function(*args, **kwargs)
 
     return traced  # type: ignore[return-value]

@@ -10,12 +10,20 @@ from tests.golden.golden import expected, how
 from tests.golden.tiny import STEPS, tiny
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
-RTOL = 2e-4
-"""Of the loss and the gradient's norm, each step. Float32 sums in another order (a mesh, an optimisation level, a
-machine) differ by 1e-6 at first; Adam divides by the gradient's own size and carries that on for twenty steps."""
+RTOL = 2e-5
+"""Of the loss and the gradient's norm, each step. Other meshes differ by 1e-6 over the twenty steps (one device, data 2
+x fsdp 4, this one), of which 5e-7 is the file's rounding."""
 
 
-@pytest.mark.parametrize("preset", ["demo", "tiny_1k", "tiny_22k_to_1k", "v2_tiny_w8"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "tiny_1k",
+        "v2_tiny_w8",
+        pytest.param("demo", marks=pytest.mark.slow),  # compiling takes all the time
+        pytest.param("tiny_22k_to_1k", marks=pytest.mark.slow),
+    ],
+)
 def test_losses(preset):
     experiment = tiny(PRESETS[preset], MESH)
     program, data = Program(experiment), experiment.train_data
