@@ -3,7 +3,7 @@
     python -m benchmarks.trainer_overhead [--rounds 12] [--steps 8] [--batch 32] [--json FILE]
 
 Four ways take turns, round by round, on the demo's Swin in float32; a ratio is the median over rounds of the ratio
-within the round:
+within the round, of wall-clock and of CPU time of all threads (which other processes of a shared machine disturb less):
 
 - plain: value_and_grad, Optax, apply_updates, donated; batches by device_put, the loss read one step late;
 - plain, checked: the same with the gradient's norm and the select that leaves a NaN update out (nonfinite);
@@ -185,26 +185,28 @@ def measure(rounds: int, steps: int, batch: int) -> dict[str, Any]:
             "program": ByProgram(program, made.train_data),
             "loop": loop,
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        wall: dict[str, list[float]] = {name: [] for name in ways}
+        cpu: dict[str, list[float]] = {name: [] for name in ways}
         for number in range(rounds + 1):  # the first round compiles
             # Every other round in the opposite order, so that a drift of the machine's speed meets all alike.
             for name, way in list(ways.items())[:: 1 if number % 2 else -1]:
-                seconds = _time(way, steps)
+                seconds, busy = _time(way, steps)
                 if number:
-                    times[name].append(seconds)
-        host = [_time(idle, 50) for _ in range(rounds)]
+                    wall[name].append(seconds)
+                    cpu[name].append(busy)
+        host, host_cpu = zip(*(_time(idle, 50) for _ in range(rounds)), strict=True)
         loop.close()
         idle.close()
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(of, times["plain"], strict=True)) for name, of in times.items()
-    }
-    checked = times["program"], times["plain, checked"]
     return {
-        "step_time": {name: statistics.median(of) for name, of in times.items()},
-        "ratio_to_plain": ratios,
-        "program_to_checked": statistics.median(a / b for a, b in zip(*checked, strict=True)),
+        "step_time": {name: statistics.median(of) for name, of in wall.items()},
+        "ratio_to_plain": _ratios(wall, "plain"),
+        "cpu_ratio_to_plain": _ratios(cpu, "plain"),
+        "ratio_to_checked": _ratios(wall, "plain, checked"),
+        "cpu_ratio_to_checked": _ratios(cpu, "plain, checked"),
         "host_time_of_a_step": statistics.median(host),
-        "rounds": times,
+        "host_cpu_time_of_a_step": statistics.median(host_cpu),
+        "wall_rounds": wall,
+        "cpu_rounds": cpu,
         "batch_size": batch,
         "steps_a_round": steps,
         "device": jax.devices()[0].device_kind,
@@ -214,14 +216,19 @@ def measure(rounds: int, steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def _time(way: Any, steps: int) -> float:
+def _time(way: Any, steps: int) -> tuple[float, float]:
+    """(seconds, CPU seconds) of a step."""
     way.step()
     way.wait()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     for _ in range(steps):
         way.step()
     way.wait()
-    return (time.perf_counter() - started) / steps
+    return (time.perf_counter() - started) / steps, (time.process_time() - busy) / steps
+
+
+def _ratios(times: dict[str, list[float]], base: str) -> dict[str, float]:
+    return {name: statistics.median(a / b for a, b in zip(of, times[base], strict=True)) for name, of in times.items()}
 
 
 def main() -> None:
@@ -232,14 +239,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     figures = measure(options.rounds, options.steps, options.batch)
-    print(f"{'way':16}  {'ms a step':>10}  {'of plain':>9}")
+    print(f"{'way':16}  {'ms a step':>10}  {'of plain':>9}  {'CPU time':>9}")
     for name, seconds in figures["step_time"].items():
-        print(f"{name:16}  {1e3 * seconds:10.2f}  {figures['ratio_to_plain'][name]:8.3f}x")
+        ratio, busy = figures["ratio_to_plain"][name], figures["cpu_ratio_to_plain"][name]
+        print(f"{name:16}  {1e3 * seconds:10.2f}  {ratio:8.3f}x  {busy:8.3f}x")
+    host, busy = figures["host_time_of_a_step"], figures["host_cpu_time_of_a_step"]
     print(
-        f"\nselect and gradient norm: {figures['ratio_to_plain']['plain, checked'] - 1:+.1%} of a plain step; "
-        f"the trainer's program against the checked step: {figures['program_to_checked']:.3f}x\n"
-        f"host time of a step outside the device step: {1e3 * figures['host_time_of_a_step']:.3f} ms "
-        f"({figures['host_time_of_a_step'] / figures['step_time']['loop']:.2%} of the loop's step)"
+        f"\nselect and gradient norm: {figures['ratio_to_plain']['plain, checked'] - 1:+.1%} of a plain step "
+        f"(CPU time {figures['cpu_ratio_to_plain']['plain, checked'] - 1:+.1%})\n"
+        f"program and loop against the checked step: {figures['ratio_to_checked']['program']:.3f}x and "
+        f"{figures['ratio_to_checked']['loop']:.3f}x (CPU time {figures['cpu_ratio_to_checked']['program']:.3f}x and "
+        f"{figures['cpu_ratio_to_checked']['loop']:.3f}x)\n"
+        f"host time of a step outside the device step: {1e3 * host:.3f} ms, {1e3 * busy:.3f} ms of it on the CPU"
     )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

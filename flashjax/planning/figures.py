@@ -108,7 +108,7 @@ def _bars(lines: Sequence[Line]) -> str:
     return f'<svg viewBox="0 0 {width} {y}" role="img" aria-label="cells">{"".join([*heads, *drawn])}</svg>'
 
 
-SHORT = {"optimizer state": "optimizer", "parameters": "params", "gradients": "grads", "temporaries": "temp"} | {
+SHORT = {"optimizer state": "optim", "parameters": "params", "gradients": "grads", "temporaries": "temp"} | {
     "collective-permute": "permute"
 }
 WORDS = 72  # room for the figure right of the longest bar
@@ -142,11 +142,11 @@ def _scatter(runs: Sequence[Run], law: PowerLaw | None) -> str:
     x0, x1 = min(xs) - 0.15, max(xs) + 0.15
     grid_x = [x0 + (x1 - x0) * i / 40 for i in range(41)]
     bands = [law.band(10**x) for x in grid_x] if law else []
-    margin = 0.08 * (max(ys) - min(ys)) + 0.01
-    y0, y1 = min(ys) - margin, max(ys) + margin
+    tall = [*ys, *(math.log10(value) for band in bands for value in band)]
+    margin = 0.05 * (max(tall) - min(tall)) + 0.005
+    y0, y1 = min(tall) - margin, max(tall) + margin
 
     def at(x: float, y: float) -> str:
-        y = min(max(y, y0), y1)
         left = LEFT + (WIDTH - LEFT - RIGHT) * (x - x0) / (x1 - x0)
         return f"{left:.1f},{HEIGHT - BOTTOM - (HEIGHT - 12 - BOTTOM) * (y - y0) / (y1 - y0):.1f}"
 
