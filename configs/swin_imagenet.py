@@ -122,12 +122,12 @@ def pretrain_22k_v2(size: str, preset: str) -> SwinImagenet:
 
 
 def demo() -> SwinImagenet:
-    """A Swin 32 wide on embedded digits, in minutes on two cores. Kernels scale by fan-in: .02 is too small here."""
+    """A Swin 64 wide on embedded digits, in minutes on two cores. Kernels scale by fan-in: .02 is too small here."""
     model = SwinConfig(
         img_size=28,
-        patch_size=2,
+        patch_size=4,
         num_classes=10,
-        embed_dim=32,
+        embed_dim=64,
         depths=(2, 2),
         num_heads=(2, 4),
         window_size=4,
@@ -149,7 +149,7 @@ def demo() -> SwinImagenet:
     )
     return SwinImagenet(
         preset="demo",
-        epochs=20.0,
+        epochs=16.0,
         warmup_epochs=2.0,
         learning_rate_batch=None,
         model=model,

@@ -52,10 +52,10 @@ def resize_parameters(
         if source.version == 1 and old != new:
             for j in range(source.depths[i]):
                 key = (f"stage_{i}", f"block_{j}", "attn", "relative_position_bias_table")
-                flat[key] = _resize_tokens(flat[key], (old, old), (new, new))
+                flat[key] = _resize_tokens(jnp.asarray(flat[key]), (old, old), (new, new))
     if source.ape and source.stage_size(0) != target.stage_size(0):
         key = ("absolute_pos_embed",)
-        flat[key] = _resize_tokens(flat[key][0], source.stage_size(0), target.stage_size(0))[None]
+        flat[key] = _resize_tokens(jnp.asarray(flat[key][0]), source.stage_size(0), target.stage_size(0))[None]
     if target.feature_norms and not source.feature_norms:
         flat = {key: value for key, value in flat.items() if key[0] not in ("norm", "head")}
         for i in range(len(target.depths)):

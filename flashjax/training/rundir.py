@@ -171,9 +171,16 @@ def finished_run(workdir: str | Path, checkpoint: CheckpointConfig | None = None
         if step is None:
             return None
         names = tuple(facts.get("class_names", ()))
-        return FinishedRun(step, facts["config"], names, checkpoints.restore_variables(step))
+        return FinishedRun(step, _tuples(facts["config"]), names, checkpoints.restore_variables(step))
     finally:
         checkpoints.close()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that frozen settings hold."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _free(name: str) -> bool:

@@ -1,0 +1,90 @@
+"""The command line: presets, flags by field, typos answered, errors as sentences."""
+
+import json
+
+import pytest
+
+from configs.swin_imagenet import PRESETS
+from flashjax import cli
+
+PROGRAM = "experiments.swin_imagenet"
+
+
+@pytest.fixture(autouse=True)
+def no_data_in_the_environment(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+
+
+def parse(*args: str):
+    return cli.parse(PRESETS, PROGRAM, "A launcher.", with_data="tiny_1k", args=args)
+
+
+def test_the_first_preset_needs_no_data():
+    assert parse() == PRESETS["demo"]
+
+
+def test_flags_change_single_fields():
+    config = parse("--preset", "tiny_1k", "--data.batch_size", "64", "--mesh.fsdp", "4", "--train.no_progress")
+    assert config.preset == "tiny_1k" and config.data.batch_size == 64 and config.mesh.fsdp == 4
+    assert not config.train.progress and config.model == PRESETS["tiny_1k"].model
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_naming_data_means_the_papers_run(how, monkeypatch):
+    if how == "environment":
+        monkeypatch.setenv("TFDS_DATA_DIR", "/data")
+    config = parse(*(["--data_dir", "/data"] if how == "flag" else []))
+    assert config.preset == "tiny_1k" and config.data_dir == "/data"
+
+
+def test_the_demo_by_name_leaves_the_environments_data_alone(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/data")
+    assert parse("--preset", "demo").data_dir is None
+
+
+@pytest.mark.parametrize(
+    ("args", "answer"),
+    [
+        (("--preset", "tinny_1k"), "nearest: tiny_1k"),
+        (("--preset=tinny_1k",), "nearest: tiny_1k"),
+        (("--preset",), "--preset needs a value"),
+        (("--data.batch_sise", "3"), "--data.batch_size"),
+        (("--mode", "trian"), "'train'"),
+        (("--data.batch_size", "many"), "invalid literal"),
+        (("--data.batch_size", "0"), "batch_size must be at least 1"),
+    ],
+)
+def test_a_typo_is_answered_with_status_2(args, answer, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*args)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert answer in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_help_shows_every_field_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    page = capsys.readouterr().out
+    for flag in ("--workdir", "--data_dir", "--preset", "--mode", "--dry_run", "--seed", "--steps", "--mesh.tensor"):
+        assert flag in page
+    assert "Seed of parameters, data order" in page and "(default: 16.0)" in page
+
+
+def test_looking_at_a_run_takes_the_flags_that_made_it(tmp_path):
+    recorded = ["--preset", "tiny_1k", "--data.batch_size", "32", "--steps", "7"]
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": recorded}))
+    config = parse("--workdir", str(tmp_path), "--mode", "eval", "--steps", "9")
+    assert (config.preset, config.data.batch_size, config.steps, config.mode) == ("tiny_1k", 32, 9, "eval")
+    assert parse("--workdir", str(tmp_path)).preset == "demo"
+
+
+def test_errors_become_a_message_unless_debugging(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop, cli.friendly_errors():
+        raise ValueError("batch_size is 3: make it even")
+    assert stop.value.code == 2 and "error: batch_size is 3: make it even" in capsys.readouterr().err
+    monkeypatch.setenv("FLASHJAX_DEBUG", "1")
+    with pytest.raises(ValueError, match="make it even"), cli.friendly_errors():
+        raise ValueError("batch_size is 3: make it even")
