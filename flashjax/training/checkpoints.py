@@ -20,7 +20,6 @@ from flashjax.training import digests
 from flashjax.training.experiment import CheckpointConfig
 from flashjax.training.sharding import path_string
 
-
 DELETED = ".deleted"
 """Subdirectory of steps that are no longer kept, emptied while the next one is written."""
 

@@ -300,11 +300,19 @@ class Watchdog:
         if self._ended not in ("", DONE):
             return Ending(1, "its coordinator left while it was ending after its own failure, shown above")
         if self._me == 0:
-            return self._ledger.verdict()
+            return self._ledger.verdict() or self._wait_for_verdict()
         head, address = self._ledger.seen[0], distributed.coordinator() or ""
         if not _answers(address):
             return Ending(EXIT_PEER_LOST, f"{self._ledger.describe(head)}: nothing answers at {address}")
-        return Ending(EXIT_PEER_LOST, self._ledger.describe(head)) if head.silent_s > self.limit_s / 2 else None
+        if head.silent_s > self.limit_s / 2:
+            return Ending(EXIT_PEER_LOST, self._ledger.describe(head))
+        return self._wait_for_verdict()
+
+    def _wait_for_verdict(self) -> None:
+        """Gloo aborts, from a thread of its own, where a peer that is killed leaves half a message behind."""
+        wait_s = self.limit_s + 8 * self.poll_s
+        _say(f"the runtime aborts: waiting up to {wait_s:.0f} s to learn whether another process is gone")
+        time.sleep(wait_s)  # The watching threads end the process as soon as they know.
 
 
 def _orderly(error: BaseException) -> bool:
