@@ -87,6 +87,8 @@ class SwinConfig:
         for i, heads in enumerate(self.num_heads):
             if self.dim(i) % heads:
                 raise ValueError(f"stage {i}: {self.dim(i)} channels do not divide into {heads} heads")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {self.version}")
         if self.version == 2 and len(self.pretrained_window_sizes) != len(self.depths):
