@@ -24,8 +24,6 @@ from flashjax.training.checkpoints import Checkpoints
 from flashjax.training.distributed import DistributedConfig
 from tests.training.toy import BATCH, Linear, Vectors, experiment
 
-STAGES = ("compile", "step", "evaluation", "save")
-
 
 @dataclass(frozen=True)
 class Run:

@@ -46,6 +46,7 @@ def test_8_then_4_then_1_devices(straight, tmp_path):
     assert driver.log(run).count("resumed at step") == 2
 
 
+@pytest.mark.slow
 def test_2_processes_then_1(straight, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -50,9 +50,8 @@ def first_update(family, mesh):
     return metrics["loss"].item(), metrics["grad_norm"].item(), before, jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.parametrize(
-    "mesh", [pytest.param(name, marks=() if name == "all" else pytest.mark.slow) for name in MESHES]
-)
+@pytest.mark.slow  # compiling takes all the time; tests/golden holds the losses of one mesh
+@pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_update_equals_one_device(family, mesh):
     loss, norm, before, after = first_update(family, None)

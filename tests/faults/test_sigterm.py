@@ -20,16 +20,25 @@ def straight(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """All four runs at once, each stopped in another stage."""
+def stopped(request, tmp_path_factory):
+    """The runs of the tests that were asked for, all at once, each stopped in its stage."""
+    chosen = {item.callspec.params["stage"] for item in request.session.items if item.path == request.path}
     runs = {
-        stage: Run(tmp_path_factory.mktemp(stage), ballast_mb=2.0, signal_in=stage, keep=1) for stage in driver.STAGES
+        stage: Run(tmp_path_factory.mktemp(stage), ballast_mb=2.0, signal_in=stage, keep=1) for stage in sorted(chosen)
     }
     processes = {stage: driver.start(run) for stage, run in runs.items()}
     return {stage: (runs[stage], driver.status(process)) for stage, process in processes.items()}
 
 
-@pytest.mark.parametrize("stage", driver.STAGES)
+@pytest.mark.parametrize(
+    "stage",
+    [
+        pytest.param("compile", marks=pytest.mark.slow),
+        pytest.param("step", marks=pytest.mark.slow),
+        "evaluation",
+        "save",
+    ],
+)
 def test_sigterm(stage, straight, stopped):
     whole, state = straight
     run, status = stopped[stage]

@@ -36,7 +36,7 @@ def test_a_whole_run(finished, capsys):
     assert "up to step 8" in out.out and "lock             free" in out.out
     for step in (4, 8):
         assert f"step {step}           whole, every array read; " in out.out
-    assert "params 129 KiB" in out.out and "top1 0." in out.out
+    assert "params 129 KiB" in out.out and "; loss " in out.out and ", top1 " in out.out
     assert "nonfinite/5      loss" in out.out and "x [16, 128], y [16]; --mode replay --step 5 repeats it" in out.out
     assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*")) == before, "nothing is touched"
 
