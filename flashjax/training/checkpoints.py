@@ -116,12 +116,14 @@ class Checkpoints:
         """Waits for the last write; its failure is raised as by ``wait``."""
         with self._writing():
             self._manager.close()
-            if not self.read_only:
-                self._empty_deleted()
+            if not self.read_only and jax.process_index() == 0:
+                shutil.rmtree(self.directory / DELETED, ignore_errors=True)
 
     def _empty_deleted(self) -> None:
+        # Only what is in the directory, since Orbax may be about to rename another step into it.
         if jax.process_index() == 0:
-            shutil.rmtree(self.directory / DELETED, ignore_errors=True)
+            for path in self.directory.glob(f"{DELETED}/*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
