@@ -63,17 +63,26 @@ def print_predictions(predictions: Mapping[str, Ranked]) -> None:
 def examples(
     program: Program, objective: Classification, variables: Any, data: Pipeline, names: Sequence[str], count: int
 ) -> list[tuple[np.ndarray, str, Ranked]]:
-    """(image, true name, ranked names) of ``count`` evaluation images, spread evenly over the first batch.
+    """(image, true name, ranked names) of about ``count`` evaluation images, spread over up to ten batches.
 
     All processes of a job call it; each gets examples among its own rows.
     """
-    batch = data.batch(0)
     predict = jax.jit(objective.predict, out_shardings=program.replicated)
-    probabilities = np.asarray(predict(variables, program.put(batch, data.spec)))
-    first = jax.process_index() * len(batch["mask"])
-    real = np.flatnonzero(batch["mask"])
-    rows = [int(real[i]) for i in np.linspace(0, len(real) - 1, min(count, len(real))).astype(int)]
-    return [(batch["image"][i], names[batch["label"][i]], _top(probabilities[first + i], names, 3)) for i in rows]
+    chosen = _spread(data.num_batches or 1, 10)
+    shown = []
+    for k in chosen:
+        batch = data.batch(k)
+        probabilities = np.asarray(predict(variables, program.put(batch, data.spec)))
+        first = jax.process_index() * len(batch["mask"])
+        real = np.flatnonzero(batch["mask"]).tolist()
+        for i in (real[j] for j in _spread(len(real), max(1, count // len(chosen)))):
+            shown.append((batch["image"][i], names[batch["label"][i]], _top(probabilities[first + i], names, 3)))
+    return shown
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to ``count`` indices below ``length``, evenly apart."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
 
 
 def _top(probabilities: np.ndarray, names: Sequence[str], count: int) -> Ranked:

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flashjax.planning.layout import write_layout
 from flashjax.training import distributed, nonfinite
 from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.loop import Result
@@ -32,6 +31,8 @@ def dry_run(experiment: Experiment) -> None:
 
     Compiles and allocates nothing.
     """
+    from flashjax.planning.layout import write_layout  # which stands on this package
+
     program = Program(experiment)
     axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     if jax.process_index() != 0:
@@ -78,15 +79,16 @@ def finish(
     """Draws report.html and prints the summary of a run; ``further`` lines come last."""
     if jax.process_index() != 0:
         return
+    workdir = Path(experiment.workdir)
     shown = {name: f"{value:.4f}" for name, value in result.metrics.items()}
     lines = {
         **{f"held-out {name}": value for name, value in shown.items()},
         "examples/s": f"{result.examples_per_second:.0f}" if result.examples_per_second else "not trained in this call",
         "steps": str(result.step),
-        "best checkpoint": str(result.checkpoint),
-        "report": str(result.workdir / "report.html"),
+        "best checkpoint": str(workdir / "checkpoints" / result.checkpoint.name) if result.checkpoint else "none",
+        "report": str(workdir / "report.html"),
     }
-    metrics = read_json_lines(result.workdir / "metrics.jsonl")
-    write_report(result.workdir / "report.html", experiment.name, metrics, predictions, lines)
+    metrics = read_json_lines(workdir / "metrics.jsonl")
+    write_report(workdir / "report.html", experiment.name, metrics, predictions, lines)
     width = max(map(len, [*lines, *(further or {})]))
     print("\n".join(f"  {name:{width}}  {text}" for name, text in {**lines, **(further or {})}.items()))
