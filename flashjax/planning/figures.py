@@ -108,7 +108,7 @@ def _bars(lines: Sequence[Line]) -> str:
     return f'<svg viewBox="0 0 {width} {y}" role="img" aria-label="cells">{"".join([*heads, *drawn])}</svg>'
 
 
-SHORT = {"optimizer state": "optim", "parameters": "params", "gradients": "grads", "temporaries": "temp"} | {
+SHORT = {"optimizer state": "optim", "parameters": "param", "gradients": "grads", "temporaries": "temp"} | {
     "collective-permute": "permute"
 }
 WORDS = 72  # room for the figure right of the longest bar

@@ -163,7 +163,7 @@ def _tensors(
 def _axes_of(place: NamedSharding, ndim: int) -> list[tuple[str, ...]]:
     """The mesh axes that cut each dim, those of size 1 left out."""
     entries = [*place.spec, *[None] * (ndim - len(place.spec))]
-    named = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
+    named: list[tuple[str, ...]] = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
     return [tuple(axis for axis in axes if place.mesh.shape[axis] > 1) for axes in named]
 
 
@@ -184,7 +184,7 @@ def _drawing(row: ParameterRow, place: NamedSharding, mesh: Mesh, colours: Mappi
     def length(size: int) -> float:  # lengths by the root: a bias and an embedding fit one column
         return max(6.0, 120 * math.sqrt(size / largest))
 
-    shape, axes = row.shape or (1,), _axes_of(place, len(row.shape)) or [()]
+    shape, axes = row.shape or (1,), _axes_of(place, max(len(row.shape), 1))
     height, width = (length(shape[-2]) if len(shape) > 1 else 6.0), length(shape[-1])
     cuts = [math.prod(mesh.shape[axis] for axis in names) for names in axes]
     across, down = min(cuts[-1], MOST_CUTS), min(cuts[-2], MOST_CUTS) if len(cuts) > 1 else 1
