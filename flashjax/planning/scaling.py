@@ -157,6 +157,8 @@ def table(lines: Sequence[Line]) -> str:
 
     'step ms' is the median over the rounds, with the least in brackets; 'of one device' compares the least.
     """
+    sizes = list(dict.fromkeys(line["size"] for line in lines))
+    lines = sorted(lines, key=lambda line: sizes.index(line["size"]))  # a log that went on has them in any order
     alone = {(line["size"], line["weak"]): line["step_time_range"][0] for line in lines if line.get("devices") == 1}
     rows = [HEADER, *(_row(line, alone.get((line["size"], line["weak"]))) for line in lines)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]

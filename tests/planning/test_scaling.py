@@ -103,6 +103,8 @@ def test_table_and_figure(tmp_path):
     assert "1.50x" in cells and "15.6 KiB" in cells and "7.0 KiB" in cells and "all-reduce 3 (4.0 KiB)" in cells
     assert "batch / 3" in bad and "not a speed-up" in note
     assert "speed-up" not in scaling.table([line(virtual=False)])
+    mixed = scaling.table([line(), line(size="a=1"), line("data=2", devices=2)]).splitlines()[2:5]
+    assert [row.split("|")[1].strip() for row in mixed] == ["as preset", "as preset", "a=1"]
 
     page = figures.write_figure(tmp_path / "figure.html", "a <study>", lines).read_text()
     assert "a &lt;study&gt;" in page and "not a speed-up" in page and "data 2 × fsdp 4" in page and "one device" in page
