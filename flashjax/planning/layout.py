@@ -184,8 +184,8 @@ def _drawing(row: ParameterRow, place: NamedSharding, mesh: Mesh, colours: Mappi
     def length(size: int) -> float:  # lengths by the root: a bias and an embedding fit one column
         return max(6.0, 120 * math.sqrt(size / largest))
 
-    shape, axes = row.shape or (1,), _axes_of(place, max(len(row.shape), 1))
-    height, width = (length(shape[-2]) if len(shape) > 1 else 6.0), length(shape[-1])
+    shape, axes = [1, *row.shape], _axes_of(place, max(len(row.shape), 1))
+    height, width = (length(shape[-2]) if len(row.shape) > 1 else 6.0), length(shape[-1])
     cuts = [math.prod(mesh.shape[axis] for axis in names) for names in axes]
     across, down = min(cuts[-1], MOST_CUTS), min(cuts[-2], MOST_CUTS) if len(cuts) > 1 else 1
     leading = math.prod(cuts[:-2])
