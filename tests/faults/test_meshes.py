@@ -9,7 +9,7 @@ import pytest
 
 from configs.swin_imagenet import PRESETS
 from flashjax import models
-from flashjax.training import MeshConfig, Program
+from flashjax.training import MeshConfig, Program, sharding
 from tests.golden.tiny import tiny
 
 pytestmark = pytest.mark.faults
@@ -43,8 +43,14 @@ def first_update(family, mesh):
     schedule = dataclasses.replace(made.config.optimizer.schedule, kind="constant", warmup_steps=0, late_by_one=False)
     optimizer = dataclasses.replace(made.config.optimizer, learning_rate=1e-3, eps=1e-3, schedule=schedule)
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, optimizer=optimizer))
-    program = Program(made, jax.devices()[:1] if mesh is None else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALL", 256)  # the tiny model's kernels would stay whole under fsdp
+        program = Program(made, jax.devices()[:1] if mesh is None else None)
     state = program.init()
+    split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+    if mesh is not None:
+        assert len(split) >= (8 if max(MESHES[mesh].fsdp, MESHES[mesh].tensor) > 1 else 0), "kernels are split"
+        assert program.mesh.size == 8
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = program.train_step(state, program.put(made.train_data.batch(0), made.train_data.spec))
     return metrics["loss"].item(), metrics["grad_norm"].item(), before, jax.tree.map(np.asarray, state.params)
