@@ -16,3 +16,13 @@ if importlib.util.find_spec("beartype"):
 
     # Held for the whole session: a module is checked if it is imported while the hook is there.
     _hook = install_import_hook(["flashjax.ops", "flashjax.layers", "flashjax.models"], "beartype.beartype")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The long half of the fault ladder (minutes of kills) runs only when it is asked for: `pytest -m faults`."""
+    if "faults" in (config.option.markexpr or ""):
+        return
+    long = [item for item in items if item.get_closest_marker("faults") and item.get_closest_marker("slow")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
