@@ -36,7 +36,7 @@ class Local(Target):
     """Virtual CPU devices of each process."""
     port: int = 0
     """Port of process 0; 0: a free one."""
-    grace_s: float = 30.0
+    grace_s: float = 90.0
     """How long the others may take to end after one has ended because it failed or was asked to stop."""
 
     target: ClassVar[str] = "local"

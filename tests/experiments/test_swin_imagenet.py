@@ -46,7 +46,7 @@ def test_train_resume_evaluate_predict(tmp_path, monkeypatch, capsys):
     page = (workdir / "report.html").read_text()
     assert "<svg" in page and page.count("data:image/png;base64") == 60
     config = json.loads((workdir / "config.json").read_text())
-    assert config["class_names"] == [str(i) for i in range(10)] and config["flops_per_step"] > 1e8
+    assert config["class_names"] == [str(i) for i in range(10)] and config["flops_per_step"] > 1e7
 
     run(monkeypatch, "--workdir", workdir, "--mode", "eval")
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("top1", "loss")))
@@ -59,6 +59,7 @@ def test_train_resume_evaluate_predict(tmp_path, monkeypatch, capsys):
     assert lines[0].endswith("black.png") and len(lines) == 6 and all("%" in line for line in lines[1:])
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_is_learnt_and_fine_tunes_another_resolution(tmp_path, photographs, monkeypatch, capsys):
     common = (
         *("--data_dir", photographs, "--data.dataset", "folder", "--data.batch_size", 8, "--data.eval_batch_size", 8),

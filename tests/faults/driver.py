@@ -94,11 +94,18 @@ class Share(Vectors):
                 if self.run.signal_in == "step" and k == 5:
                     _signal_after(0.002)
                 if self.run.process == 1 and k == self.run.dies_at and not died(self.run.workdir).exists():
+                    _await(self.run.workdir / "checkpoints" / "4")  # the save in the background, under way since
                     died(self.run.workdir).write_text(str(time.time()))
                     os.kill(os.getpid(), signal.SIGKILL)
             elif self.run.signal_in == "evaluation" and k == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield rows
+
+
+def _await(path: Path, limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not path.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def died(workdir: Path) -> Path:
