@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flashjax.pages import write_page
 from flashjax.planning.collectives import KINDS
 from flashjax.planning.scaling import PowerLaw, Run, fit_words, virtual_note
 from flashjax.training.parameters import human_bytes
@@ -38,19 +39,7 @@ def write_figure(
         words = fit_words(law, runs) if law else f"{len(runs)} runs: three or more make a fit"
         parts.append(f'<figure class="loss"><h2>Loss by compute</h2><p class="note">{escape(words)}</p>')
         parts.append(_scatter(runs, law) + "</figure>")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(page, encoding="utf-8")
-    new.replace(path)
-    return path
+    return write_page(path, title, _STYLE, parts)
 
 
 # Bars: a row for each cell under its size, four columns that share the rows.

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from flashjax.pages import write_page
 from flashjax.training.parameters import ParameterRow, human_bytes, parameter_rows
 
 MOST_DEVICES = 256
@@ -54,20 +55,7 @@ def write_layout(
         "the filled block is what device 0 holds. Point at it for the devices that hold the same.</p>",
         _tensors(rows[listed], places, mesh, colours),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(page, encoding="utf-8")
-    new.replace(path)
-    return path
+    return write_page(path, title, _STYLE, parts)
 
 
 def _mesh_words(mesh: Mesh, colours: Mapping[str, str]) -> str:

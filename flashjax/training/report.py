@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flashjax.pages import write_page
+
 Prediction = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 """Image uint8 [H, W, 1 or 3]; its true name; (name, probability) of the likeliest classes, falling."""
 
@@ -50,19 +52,7 @@ def write_report(
         parts.append(f'<section class="charts">{"".join(charts)}</section>')
     if predictions:
         parts.append(_predictions(predictions))
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(page, encoding="utf-8")
-    new.replace(path)
-    return path
+    return write_page(path, title, _STYLE, parts)
 
 
 def _summary(summary: Mapping[str, str]) -> str:
@@ -72,7 +62,7 @@ def _summary(summary: Mapping[str, str]) -> str:
 
 # Charts: a drawing of WIDTH x HEIGHT units that scales with the page; the plot lies inside the margins.
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26
 MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
 
 
