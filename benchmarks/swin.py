@@ -3,9 +3,8 @@
     python -m benchmarks.swin [--json FILE] [--batch 8] [--rounds 8] [--no_compile]        (extra: parity)
 
 Forward (inference) and training step (forward, backward, AdamW) at 224 in float32 under the same weights. The
-contenders take turns, round by round, so that a machine whose speed drifts slows all of them; a ratio is the median
-over rounds of (torch's time / flashjax's): above 1, flashjax is faster. Stochastic depth is off: Hugging Face applies it
-to one branch only.
+contenders take turns, round by round, so that drift slows all of them; a ratio is the median over rounds of torch's
+time by flashjax's: above 1, flashjax is faster. Stochastic depth is off: Hugging Face applies it to one branch only.
 """
 
 import argparse

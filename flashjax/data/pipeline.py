@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import grain
@@ -107,7 +107,7 @@ class Pipeline:
         first = k * self._chunks.parts
         return self._assemble(k, [self._chunks[first + part] for part in range(self._chunks.parts)])
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches start, start + 1, ...: the same as `batch`, made ahead of time by worker processes.
 
         The iterator's `close()` ends the workers; so does reaching the end, an error, or dropping the iterator.

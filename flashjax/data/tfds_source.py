@@ -78,7 +78,7 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
     import tensorflow_datasets  # here: it costs half a second that the other sources need not pay
 
     directory = find_version(dataset, Path(data_dir).expanduser())
-    builder = tensorflow_datasets.builder_from_directory(str(directory))
+    builder: Any = tensorflow_datasets.builder_from_directory(str(directory))
     info, wanted = builder.info, dataset.split(":")[0].split("/")[0]
     full_name = info.full_name.replace("/", ":")
     if info.name != wanted:

@@ -86,5 +86,5 @@ def _spread(length: int, count: int) -> list[int]:
 
 
 def _top(probabilities: np.ndarray, names: Sequence[str], count: int) -> Ranked:
-    order = np.argsort(-probabilities, kind="stable")[:count].tolist()
+    order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return [(names[i], float(probabilities[i])) for i in order]
