@@ -108,6 +108,7 @@ def test_pretrained_file_names_images_without_any_run(tmp_path, monkeypatch, cap
     assert lines[1].split("  ")[-1] == class_names()[int(logits.argmax())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_fits_together(preset):
     """Model, optimizer masks, shardings: all but data, by shapes alone."""

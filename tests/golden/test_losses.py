@@ -24,6 +24,7 @@ x fsdp 4, this one), of which 5e-7 is the file's rounding."""
         pytest.param("tiny_22k_to_1k", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_losses(preset):
     experiment = tiny(PRESETS[preset], MESH)
     program, data = Program(experiment), experiment.train_data
