@@ -1,0 +1,67 @@
+"""Token mixers by name: `get("softmax")`, `get("performer", features=128)`.
+
+Adding one: its file, its row in `_MIXERS`, its row in the tests' table.
+"""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+from flashjax.layers.attention.base import Mixer
+
+__all__ = ["Mixer", "get", "names", "parse"]
+
+_MIXERS: dict[str, type[Mixer]] = {mixer.name: mixer for mixer in ()}
+
+
+def names() -> list[str]:
+    """The known mixers, in the order of the table."""
+    return list(_MIXERS)
+
+
+def get(name: str, **options: Any) -> Mixer:
+    """The mixer `name` with some of its options changed.
+
+    Raises ValueError for an unknown name or option and says which are nearest.
+    """
+    if name not in _MIXERS:
+        raise ValueError(f"unknown mixer {name!r}; nearest: {_nearest(name, _MIXERS)}")
+    fields = [field.name for field in dataclasses.fields(_MIXERS[name])]
+    for key in options:
+        if key not in fields:
+            near = f"nearest: {_nearest(key, fields)}" if fields else "it has none"
+            raise ValueError(f"mixer {name!r} has no option {key!r}; {near}")
+    return _MIXERS[name](**options)
+
+
+def parse(name: str, text: str) -> Mixer:
+    """`get` from a line of text, as configurations hold it: 'features=128, kernel=relu'.
+
+    Raises ValueError as `get` does, for a word that is not NAME=VALUE, and for a value of another type.
+    """
+    options: dict[str, Any] = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not (key and equals and value):
+            raise ValueError(f"mixer option {word!r} is not NAME=VALUE")
+        options[key] = _value(value)
+    mixer = get(name, **options)
+    for key, value in options.items():
+        default = getattr(get(name), key)
+        if default is not None and type(value) is not type(default):
+            if isinstance(default, float) and isinstance(value, int):
+                continue
+            raise ValueError(f"mixer {name!r}: {key}={value!r} must be of type {type(default).__name__}")
+    return mixer
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _nearest(word: str, choices: Any) -> str:
+    return ", ".join(difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0))
