@@ -1,6 +1,7 @@
-"""What a classification pipeline does, as typed values: `DataConfig` and the `AugmentConfig` inside it.
+"""What a pipeline does, as typed values: `DataConfig` (with its `AugmentConfig`) for images, `TextConfig` for text.
 
-The defaults are the recipe of Swin on ImageNet-1k (section A2.1 of the paper; `config.py` of the official code).
+The defaults of the images are the recipe of Swin on ImageNet-1k (section A2.1 of the paper; `config.py` of the official
+code).
 """
 
 from dataclasses import dataclass, field
@@ -121,3 +122,56 @@ class DataConfig:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
         if self.augment.mixes and self.batch_size % 2:
             raise ValueError(f"Mixup and CutMix pair the rows of a batch: batch_size {self.batch_size} must be even")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which text, in which tokens, packed into rows of what length."""
+
+    dataset: str = "kjv"
+    """`kjv` (the King James Bible, embedded, no directory), `text` (text files), `jsonl` (JSON lines), or the name of a
+    TFDS set of text, with its configuration and a version if you like: `c4`, `pg19`, `wiki40b/en:1.3.0`."""
+    tokenizer: str = "bytes"
+    """`bytes` (256 and pad, bos, eos, mask; `bytes:eos` for that one alone), or a path: a SentencePiece `.model`, a
+    `tokenizer.json`, a directory with GPT-2's `encoder.json` and `vocab.bpe`, or a `.gguf` with its tokenizer inside."""
+    mask_token: str | None = None
+    """Masked language models: the token that stands for a hidden one, where the tokenizer does not say; its text as
+    listed in the vocabulary."""
+    length: int = 512
+    """Tokens of a row that the model reads at once (a causal row holds one more, its last target)."""
+    batch_size: int = 32
+    """Training rows in a step, over all hosts and devices."""
+    eval_batch_size: int = 32
+    """Evaluation rows in a step, over all hosts and devices; the last batch is padded and masked."""
+    eval_batches: int | None = None
+    """Evaluate on this many batches, their rows spread evenly over the evaluation text; None: on all of it."""
+    documents: Literal["separate", "joined"] = "separate"
+    """Whether the documents packed into a row are kept apart (the rows carry segment ids) or read as one text."""
+    document_separator: str | None = None
+    """`text`: what ends a document inside a file: `blank` for blank lines, else the string itself (\\n and \\t are
+    understood); None: each file is one document."""
+    text_key: str | None = None
+    """`jsonl`: the key of the text (default `text`); TFDS: the feature, where the set has several of type Text."""
+    holdout: float = 0.05
+    """Where the data have no evaluation split: fraction of the documents held out (of a lone document: its end)."""
+    cache_dir: str | None = None
+    """Where tokenised text is kept, to be read again by later runs; None: ~/.cache/flashjax for text of 16 MB or more,
+    and memory alone for less."""
+    workers: int | None = None
+    """Processes that tokenise large text; None: one for each core. 0: none besides this one."""
+    prefetch: int = 2
+    """Batches made ahead on each host."""
+
+    def __post_init__(self):
+        for name in ("length", "batch_size", "eval_batch_size", "prefetch"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise ValueError(f"eval_batches must be at least 1, or None for all, got {self.eval_batches}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
+        if self.document_separator == "":
+            raise ValueError("document_separator is empty: want `blank`, a string, or None for one document a file")
