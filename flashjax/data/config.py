@@ -133,7 +133,7 @@ class TextConfig:
     TFDS set of text, with its configuration and a version if you like: `c4`, `pg19`, `wiki40b/en:1.3.0`."""
     tokenizer: str = "bytes"
     """`bytes` (256 and pad, bos, eos, mask; `bytes:eos` for that one alone), or a path: a SentencePiece `.model`, a
-    `tokenizer.json`, a directory with GPT-2's `encoder.json` and `vocab.bpe`, or a `.gguf` with its tokenizer inside."""
+    `tokenizer.json`, a directory with GPT-2's `encoder.json` and `vocab.bpe`, or a `.gguf` with its tokenizer in it."""
     mask_token: str | None = None
     """Masked language models: the token that stands for a hidden one, where the tokenizer does not say; its text as
     listed in the vocabulary."""
