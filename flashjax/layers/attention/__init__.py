@@ -1,6 +1,6 @@
 """Token mixers by name: `get("softmax")`, `get("performer", features=128)`.
 
-Adding one: its file, its row in `_MIXERS`, its row in the tests' table.
+Adding one: its file, its row in `_CLASSES`, its row in the tests' table.
 """
 
 import dataclasses
@@ -9,10 +9,14 @@ import json
 from typing import Any
 
 from flashjax.layers.attention.base import Mixer
+from flashjax.layers.attention.softmax import Softmax
 
 __all__ = ["Mixer", "get", "names", "parse"]
 
-_MIXERS: dict[str, type[Mixer]] = {mixer.name: mixer for mixer in ()}
+_CLASSES: tuple[type[Mixer], ...] = (
+    Softmax,  # all pairs
+)
+_MIXERS = {mixer.name: mixer for mixer in _CLASSES}
 
 
 def names() -> list[str]:

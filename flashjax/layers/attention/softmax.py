@@ -1,0 +1,149 @@
+"""Softmax attention as a mixer: what all others replace (Vaswani et al. 2017).
+
+o_i = sum_j softmax_j(q_i k_j / sqrt(D) + bias_ij) v_j over the keys j that i sees.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flashjax.layers.attention.base import Mixer, Outputs, Segments, visible
+from flashjax.ops.attention import Implementation, dot_product_attention
+
+
+@dataclass(frozen=True)
+class Softmax(Mixer):
+    """Scaled dot-product attention; keys and values may have fewer heads than queries.
+
+    The input `bias` is what `flashjax.ops.attention.dot_product_attention` takes: an array that broadcasts to
+    [B, H, N, N], or a function of positions.
+    """
+
+    name: ClassVar[str] = "softmax"
+    linear: ClassVar[bool] = False
+    bias: ClassVar[bool] = True
+    grouped: ClassVar[bool] = True
+    shared_inputs: ClassVar[tuple[str, ...]] = ("bias",)
+
+    window: int = 0
+    """A token sees keys nearer than this; 0: all."""
+    scale: float = 0.0
+    """Factor of the logits; 0: D^-1/2."""
+    implementation: Implementation = "auto"
+    """What computes it: auto, xla, blocked or cudnn (see flashjax.ops.attention)."""
+
+    def reference(
+        self,
+        q: Float[Array, "B N H D"],
+        k: Float[Array, "B N Hk D"],
+        v: Float[Array, "B N Hk E"],
+        *,
+        causal: bool = True,
+        segment_ids: Segments | None = None,
+        bias: Any = None,
+    ) -> Outputs:
+        """The equation, all pairs at once."""
+        group = q.shape[2] // k.shape[2]
+        k, v = jnp.repeat(k, group, 2), jnp.repeat(v, group, 2)
+        index = jnp.arange(q.shape[1])
+        seen = visible(segment_ids, q.shape[0], q.shape[1], causal)
+        if self.window:
+            seen &= jnp.abs(index[:, None] - index) < self.window
+        logits = jnp.einsum("bihd,bjhd->bhij", q, k, preferred_element_type=jnp.float32)
+        logits = logits * (self.scale or q.shape[-1] ** -0.5)
+        if bias is not None:
+            logits = logits + (bias(index, index) if callable(bias) else bias)
+        logits = jnp.where(seen[:, None], logits, -1e30)
+        weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * seen[:, None]
+        weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+        return jnp.einsum("bhij,bjhe->bihe", weights.astype(v.dtype), v)
+
+    def parallel(
+        self,
+        q: Float[Array, "B N H D"],
+        k: Float[Array, "B N Hk D"],
+        v: Float[Array, "B N Hk E"],
+        *,
+        causal: bool = True,
+        segment_ids: Segments | None = None,
+        bias: Any = None,
+    ) -> Outputs:
+        """`dot_product_attention` of the named implementation."""
+        return self._attend(q, k, v, causal=causal, bias=bias, q_segment_ids=segment_ids, k_segment_ids=segment_ids)
+
+    def _attend(self, q: Array, k: Array, v: Array, **arguments: Any) -> Array:
+        return dot_product_attention(
+            q,
+            k,
+            v,
+            window=self.window or None,
+            scale=self.scale or None,
+            implementation=self.implementation,
+            **arguments,
+        )
+
+    def initial_state(
+        self, batch: int, heads: int, head_dim: int, value_dim: int, capacity: int, dtype: Any = jnp.float32
+    ) -> dict[str, Array]:
+        """The cache: keys and values of `heads` key-value heads, and how many tokens are in it."""
+        return {
+            "key": jnp.zeros((batch, capacity, heads, head_dim), dtype),
+            "value": jnp.zeros((batch, capacity, heads, value_dim), dtype),
+            "length": jnp.zeros((batch,), jnp.int32),
+        }
+
+    def prefill(
+        self,
+        q: Float[Array, "B N H D"],
+        k: Float[Array, "B N Hk D"],
+        v: Float[Array, "B N Hk E"],
+        valid: Bool[Array, "B N"],
+        state: dict[str, Array],
+        bias: Any = None,
+    ) -> tuple[dict[str, Array], Outputs]:
+        """The prompt's keys and values into the cache, and attention among them."""
+        if q.shape[1] > state["key"].shape[1]:
+            raise ValueError(f"a prompt of {q.shape[1]} tokens in a cache of {state['key'].shape[1]}: make it longer")
+        state = {
+            "key": state["key"].at[:, : k.shape[1]].set(k.astype(state["key"].dtype)),
+            "value": state["value"].at[:, : v.shape[1]].set(v.astype(state["value"].dtype)),
+            "length": valid.sum(1, dtype=jnp.int32),
+        }
+        # Padding lies behind: causality hides it.
+        return state, self._attend(q, k, v, causal=True, bias=bias)
+
+    def step(
+        self,
+        state: dict[str, Array],
+        q: Float[Array, "B H D"],
+        k: Float[Array, "B Hk D"],
+        v: Float[Array, "B Hk E"],
+        bias: Any = None,
+    ) -> tuple[dict[str, Array], Float[Array, "B H E"]]:
+        """One key and value more; the query sees what is in the cache. `bias` is a function of positions here."""
+        at = state["length"]
+        rows = jnp.arange(q.shape[0])
+        state = {
+            "key": state["key"].at[rows, at].set(k.astype(state["key"].dtype)),
+            "value": state["value"].at[rows, at].set(v.astype(state["value"].dtype)),
+            "length": at + 1,
+        }
+        keys, values = state["key"].astype(q.dtype), state["value"].astype(v.dtype)
+        if callable(bias):
+            index = jnp.arange(keys.shape[1])
+            bias = jax.vmap(lambda position: bias(position[None], index))(at)
+        o = dot_product_attention(
+            q[:, None],
+            keys,
+            values,
+            bias=bias,
+            causal=True,
+            q_positions=at[:, None],
+            window=self.window or None,
+            scale=self.scale or None,
+            implementation="xla",
+        )
+        return state, o[:, 0]
