@@ -510,7 +510,7 @@ def _decoder(spec: Mapping[str, Any] | None, name: str):
     kinds = {step["type"]: step for step in steps}
     if "ByteLevel" in kinds:
         alphabet = _byte_alphabet()
-        return lambda piece: b"".join(alphabet.get(char, char.encode()) for char in piece), False
+        return lambda piece: b"".join(alphabet[char] if char in alphabet else char.encode() for char in piece), False
     if "WordPiece" in kinds:
         prefix = kinds["WordPiece"]["prefix"]
 
