@@ -267,7 +267,7 @@ def _ntk_mixed(p: RopeParameters, R: int, n: Length) -> Made:
 
 
 def _ntk_by_parts(p: RopeParameters, R: int, n: Length) -> Made:
-    """(1 - g_i) theta_i / s + g_i theta_i, g from 1 to 0 between the pairs that turn beta_fast and beta_slow times in L.
+    """(1 - g_i) theta_i / s + g_i theta_i, g from 1 to 0 between pairs that turn beta_fast and beta_slow times in L.
 
     g is linear in the pair's number, as in transformers; the paper's equation is linear in the turns.
     """
