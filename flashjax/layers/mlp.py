@@ -1,10 +1,13 @@
-"""The two-layer perceptron of a transformer block."""
+"""The perceptrons of transformer blocks."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 
@@ -24,3 +27,49 @@ class Mlp(nn.Module):
         x = drop(jax.nn.gelu(x, approximate=False))
         x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
         return drop(x)
+
+
+def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0)^2 (So et al. 2021, "Primer")."""
+    return jnp.square(jax.nn.relu(x))
+
+
+_GELU = functools.partial(jax.nn.gelu, approximate=False)
+_GELU_TANH = functools.partial(jax.nn.gelu, approximate=True)
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], bool]] = {
+    "gelu": (_GELU, False),  # the exact one, by erf
+    "gelu_tanh": (_GELU_TANH, False),  # GPT-2
+    "relu": (jax.nn.relu, False),
+    "relu2": (relu2, False),
+    "silu": (jax.nn.silu, False),
+    "swiglu": (jax.nn.silu, True),  # Llama, Qwen
+    "geglu": (_GELU, True),
+    "geglu_tanh": (_GELU_TANH, True),
+    "reglu": (jax.nn.relu, True),
+}
+"""name: (function, whether it is gated: f(x W_gate) * (x W_up))."""
+
+
+class FeedForward(nn.Module):
+    """f(x W_up) W_down, or (f(x W_gate) * (x W_up)) W_down for a gated activation (Shazeer 2020)."""
+
+    hidden: int
+    activation: str = "gelu"
+    use_bias: bool = True
+    dropout_rate: float = 0.0
+    dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    out_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N C"], train: bool = False) -> Float[Array, "B N C"]:
+        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        activate, gated = ACTIVATIONS[self.activation]
+        hidden = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
+        if gated:
+            hidden = activate(dense(self.hidden, kernel_init=self.kernel_init, name="gate")(x)) * hidden
+        else:
+            hidden = activate(hidden)
+        hidden = with_logical_constraint(hidden, ("batch", "length" if x.shape[1] > 1 else None, "mlp"))
+        x_out = dense(x.shape[-1], kernel_init=self.out_init, name="down")(hidden)
+        return nn.Dropout(self.dropout_rate, deterministic=not train)(x_out)
