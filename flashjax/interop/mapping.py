@@ -7,11 +7,14 @@ recognise the layout of a state, read it, write it, and report everything that d
 Paths are the "/"-joined keys of the tree below `params` (`stage_0/block_1/attn/qkv/kernel`); leaves of other
 collections keep the collection's name in front. `{i}` in a path is a number; in a torch name `{i}` and `{i+1}`
 stand for that number and the next.
+
+Rules are written as if no layer were scanned. A table that says where scanned layers lie (`Table.stacks`) is read and
+written for both kinds of parameters, those of one layer after the other and those stacked along a first dim.
 """
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -94,11 +97,51 @@ CONV = Permute((3, 2, 0, 1))  # HWIO -> OIHW
 
 
 @dataclass(frozen=True)
+class Share:
+    """One of several equal parts of a torch tensor: the rest of it are other leaves.
+
+    Where `Fuse` makes one leaf of several tensors, this makes several leaves of one tensor. Every part must be a leaf
+    of the model.
+    """
+
+    name: str
+    part: int
+    parts: int
+    axis: int = 0
+    """The dim of the torch tensor along which the parts lie."""
+
+    def cut(self, tensor: np.ndarray) -> np.ndarray:
+        """The part; ValueError where the tensor has no such dim or it does not divide."""
+        if not -tensor.ndim <= self.axis < tensor.ndim:
+            raise ValueError(f"{self.name}: no dim {self.axis} in {tensor.shape}")
+        return np.split(tensor, self.parts, axis=self.axis)[self.part]
+
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the tensor by that of the part."""
+        sizes = list(shape)
+        sizes[self.axis] *= self.parts
+        return tuple(sizes)
+
+
+@dataclass(frozen=True)
 class Place:
     """The torch tensors that hold one leaf, in order, and the way there and back."""
 
     names: tuple[str, ...]
     transform: Transform
+    share: Share | None = None
+    """Which part of its one tensor; None: all of it."""
+
+    def to_flax(self, tensors: Sequence[np.ndarray]) -> np.ndarray:
+        """The leaf. Raises ValueError for tensors so misshapen that there is none."""
+        return self.transform.to_flax([self.share.cut(tensor) for tensor in tensors] if self.share else tensors)
+
+    def shapes(self, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """The tensors by name, as shapes, for a leaf of this shape."""
+        pieces = [piece.shape for piece in self.transform.to_torch(_stand_in(shape))]
+        if self.share:
+            pieces = [self.share.whole(piece) for piece in pieces]
+        return dict(zip(self.names, pieces, strict=True))
 
 
 @dataclass(frozen=True)
@@ -115,7 +158,7 @@ class Rule:
             return None
         numbers = {key: int(value) for key, value in match.groupdict().items()}
         place = self.places[layout]
-        return Place(tuple(_fill(name, numbers) for name in place.names), place.transform)
+        return replace(place, names=tuple(_fill(name, numbers) for name in place.names))
 
 
 @dataclass(frozen=True)
@@ -130,6 +173,8 @@ class Layout:
     """Beginnings of the names that stand beside that prefix, not under it."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of names that may be there and are no parameters of the model."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Names that may be there and then equal another tensor, whose name is given: tied weights. They are written."""
 
     def written(self, name: str) -> str:
         """The name of a rule as it is written to a state."""
@@ -165,19 +210,23 @@ class Table:
     rules: Sequence[Rule]
     explain: Callable[[Lookup, Collection[str]], list[str]]
     """Sentences that name the fix, for a state (what it holds, its names) that does not fit the model."""
+    stacks: Mapping[str, str] = field(default_factory=dict)
+    """Scanned modules: from where they lie (`layers`) to where each layer would without the scan (`layer_{i}`)."""
 
     def place(self, path: str, layout: str) -> Place | None:
         """Where `layout` keeps the leaf `path`; None where it has no such leaf."""
         return next((place for rule in self.rules if (place := rule.at(path, layout))), None)
 
 
-Names = str | tuple[str, ...]
+Names = str | tuple[str, ...] | Share
 
 
 def tensor(path: str, transform: Transform = KEEP, /, **names: Names) -> list[Rule]:
-    """One leaf, by layout its torch name; several names are fused along the last dim."""
+    """One leaf, by layout its torch name; several names are fused along the last dim, a `Share` is cut."""
 
     def place(given: Names) -> Place:
+        if isinstance(given, Share):
+            return Place((given.name,), transform, given)
         if isinstance(given, str):
             return Place((given,), transform)
         return Place(given, Fuse(len(given), transform))
@@ -190,6 +239,8 @@ def _module(leaves: Mapping[str, tuple[str, Transform]]) -> Callable[..., list[R
         """One rule for each leaf of the module at `path`; a leaf that the model lacks is never asked for."""
 
         def with_suffix(given: Names, suffix: str) -> Names:
+            if isinstance(given, Share):
+                return replace(given, name=f"{given.name}.{suffix}")
             if isinstance(given, str):
                 return f"{given}.{suffix}"
             return tuple(f"{name}.{suffix}" for name in given)
@@ -232,6 +283,44 @@ def unflatten(leaves: Mapping[str, Any], collections: Collection[str]) -> dict[s
     return variables
 
 
+def unstack(leaves: Mapping[str, Any], stacks: Mapping[str, str]) -> dict[str, Any]:
+    """Leaves, or their shapes, with every scanned module taken apart into its layers (see `Table.stacks`)."""
+    result: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        member = _member(path, stacks)
+        if member is None or not leaf.shape:
+            result[path] = leaf
+        elif isinstance(leaf, jax.ShapeDtypeStruct):
+            layer = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+            result.update((member(i), layer) for i in range(leaf.shape[0]))
+        else:
+            result.update((member(i), leaf[i]) for i in range(leaf.shape[0]))
+    return result
+
+
+def stack(leaves: Mapping[str, Any], paths: Collection[str], stacks: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The inverse of `unstack`: the leaves at `paths`, those of scanned modules put together from their layers.
+
+    Raises ValueError for a path of which there is no layer, or whose layers differ in shape.
+    """
+    rest = dict(leaves)
+    result: dict[str, np.ndarray] = {}
+    for path in paths:
+        member = _member(path, stacks)
+        if member is None:
+            result[path] = rest.pop(path)
+            continue
+        layers = []
+        while member(len(layers)) in rest:
+            # Taken out one by one, so that what is already stacked need not be held twice.
+            layers.append(rest.pop(member(len(layers))))
+        if not layers:
+            raise ValueError(f"no layer {member(0)!r} to stack into {path!r}")
+        result[path] = np.stack(layers)
+        del layers
+    return result
+
+
 def read(table: Table, state: State, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
     """The leaves of a model from a torch state whose layout is recognised by its names.
 
@@ -243,37 +332,46 @@ def read(table: Table, state: State, expected: Mapping[str, jax.ShapeDtypeStruct
     Raises:
         ConversionError: the layout is not recognised, or names or shapes differ from what the model needs.
     """
-    layout, prefix, found, strangers = _recognise(table, state, expected)
-    leaves, missing, misshapen, used = {}, [], [], set()
-    for path, want in expected.items():
+    layers = unstack(expected, table.stacks)
+    layout, prefix, found, strangers = _recognise(table, state, layers)
+    leaves, used = {}, set()
+    # Dicts, since several leaves may share a tensor that is worth one line.
+    missing, misshapen = {}, {}
+    for path, want in layers.items():
         place = _place(table, path, layout)
         tensors = []
-        for name, shape in _torch_shapes(place, want.shape).items():
+        for name, shape in place.shapes(want.shape).items():
             used.add(name)
             if name not in found:
-                missing.append(f"{name}: expected {shape}")
+                missing[name] = f"{name}: expected {shape}"
                 continue
             array = to_numpy(found[name])
             if array.shape != shape:
-                misshapen.append(f"{name}: expected {shape}, found {array.shape}")
+                misshapen[name] = f"{name}: expected {shape}, found {array.shape}"
             elif not jnp.issubdtype(array.dtype, jnp.floating):
-                misshapen.append(f"{name}: expected floating-point {shape}, found {array.dtype}")
+                misshapen[name] = f"{name}: expected floating-point {shape}, found {array.dtype}"
             else:
                 tensors.append(array)
         if len(tensors) == len(place.names):
             # A copy in any case: the state may be a view of a file.
-            leaves[path] = np.array(place.transform.to_flax(tensors), dtype=want.dtype, order="C")
-    unexpected = [name for name in found if name not in used]
+            leaves[path] = np.array(place.to_flax(tensors), dtype=want.dtype, order="C")
+    copies = {copy: of for copy, of in table.layouts[layout].copies.items() if copy in found and copy not in used}
+    unexpected = [name for name in found if name not in used and name not in copies]
     problems = {
-        "missing": missing,
+        "missing": list(missing.values()),
         "unexpected": [f"{name}: found {tuple(found[name].shape)}" for name in unexpected] + strangers,
-        "misshapen": misshapen,
+        "misshapen": list(misshapen.values()),
+        "not tied": [
+            f"{copy}: differs from {of}, of which the model makes it a copy"
+            for copy, of in copies.items()
+            if of in found and not np.array_equal(to_numpy(found[copy]), to_numpy(found[of]))
+        ],
     }
     if any(problems.values()):
         hints = table.explain(lambda path: _found_shape(table, path, layout, found), list(state))
         under = f", names after {prefix!r}" if prefix else ""
         raise ConversionError(_report(f"the state ({layout} layout{under}) does not fit the model", problems, hints))
-    return leaves
+    return stack(leaves, expected, table.stacks)
 
 
 def write(
@@ -297,13 +395,30 @@ def write(
         ],
     }
     if any(problems.values()):
-        hints = table.explain(shapes.get, list(shapes))
+        hints = table.explain(_shapes_of_layers(leaves, table.stacks).get, list(shapes))
         raise ConversionError(_report("the variables do not fit the model", problems, hints))
-    state = {}
-    for path, leaf in leaves.items():
+    state: dict[str, np.ndarray] = {}
+    shares: dict[str, dict[int, np.ndarray]] = {}
+    how = table.layouts[layout]
+    for path, leaf in unstack({path: np.asarray(leaf) for path, leaf in leaves.items()}, table.stacks).items():
         place = _place(table, path, layout)
-        for name, array in zip(place.names, place.transform.to_torch(np.asarray(leaf)), strict=True):
-            state[table.layouts[layout].written(name)] = np.ascontiguousarray(array)
+        pieces = place.transform.to_torch(leaf)
+        if (share := place.share) is None:
+            state.update(
+                (how.written(name), np.ascontiguousarray(array))
+                for name, array in zip(place.names, pieces, strict=True)
+            )
+            continue
+        (name,), (piece,) = place.names, pieces
+        parts = shares.setdefault(name, {})
+        parts[share.part] = piece
+        if len(parts) == share.parts:
+            whole = np.concatenate([parts[part] for part in range(share.parts)], axis=share.axis)
+            state[how.written(name)] = np.ascontiguousarray(whole)
+            del shares[name]
+    if shares:
+        raise ConversionError(f"the {layout} layout joins leaves that the model lacks into {', '.join(shares)}")
+    state.update((how.written(copy), state[how.written(of)]) for copy, of in how.copies.items())
     return state
 
 
@@ -332,9 +447,18 @@ def _stand_in(shape: Sequence[int]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.bool_), shape)
 
 
-def _torch_shapes(place: Place, shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    pieces = place.transform.to_torch(_stand_in(shape))
-    return {name: piece.shape for name, piece in zip(place.names, pieces, strict=True)}
+def _member(path: str, stacks: Mapping[str, str]) -> Callable[[int], str] | None:
+    """From the number of a layer to its path, for the path of a leaf of a scanned module; None for any other."""
+    for stacked, layer in stacks.items():
+        if path.startswith(f"{stacked}/"):
+            rest = path.removeprefix(stacked)
+            return lambda i: _fill(layer, {"i": i}) + rest
+    return None
+
+
+def _shapes_of_layers(leaves: Mapping[str, Any], stacks: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, np.float32) for path, leaf in leaves.items()}
+    return {path: tuple(leaf.shape) for path, leaf in unstack(shapes, stacks).items()}
 
 
 def _found_shape(table: Table, path: str, layout: str, found: State) -> tuple[int, ...] | None:
@@ -342,7 +466,7 @@ def _found_shape(table: Table, path: str, layout: str, found: State) -> tuple[in
     if place is None or not all(name in found for name in place.names):
         return None
     try:
-        return place.transform.to_flax([_stand_in(found[name].shape) for name in place.names]).shape
+        return place.to_flax([_stand_in(found[name].shape) for name in place.names]).shape
     except ValueError:  # so misshapen that the transform does not apply
         return None
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flashjax.interop import mapping
-from flashjax.interop.mapping import CONV, KEEP, LINEAR, ConversionError, Fuse, Grid, Layout, Permute, Table
+from flashjax.interop.mapping import CONV, KEEP, LINEAR, ConversionError, Fuse, Grid, Layout, Permute, Share, Table
 
 
 def random(*shape: int) -> np.ndarray:
@@ -122,3 +122,109 @@ def test_blocks_are_listed_in_order() -> None:
     with pytest.raises(ConversionError) as error:
         mapping.read(TABLE, mapping.write(TABLE, "a", LEAVES, EXPECTED), EXPECTED | more)
     assert [line.strip()[:9] for line in str(error.value).splitlines()[2:5]] == ["blocks.2.", "blocks.9.", "blocks.10"]
+
+
+# A scanned stack of two layers; torch joins their queries and keys into one tensor, and ties its head to the embedding.
+SCANNED_TABLE = Table(
+    layouts={
+        "joined": Layout("embed.weight", prefix="net.", outside=("out.",), copies={"out.weight": "embed.weight"}),
+        "apart": Layout("stem.weight"),
+    },
+    rules=[
+        *mapping.tensor("embed", joined="embed.weight", apart="stem.weight"),
+        *mapping.linear("layer_{i}/query", joined=Share("h.{i}.qk", 0, 2), apart="h.{i}.q"),
+        *mapping.linear("layer_{i}/key", joined=Share("h.{i}.qk", 1, 2), apart="h.{i}.k"),
+    ],
+    explain=lambda found, names: [f"query {found('layer_0/query/kernel')}"],
+    stacks={"layers": "layer_{i}"},
+)
+SCANNED = {
+    "embed": random(7, 3),
+    "layers/query/kernel": random(2, 3, 4),
+    "layers/query/bias": random(2, 4),
+    "layers/key/kernel": random(2, 3, 4) + 1,
+    "layers/key/bias": random(2, 4) + 1,
+}
+LAYERS = mapping.unstack(SCANNED, SCANNED_TABLE.stacks)
+
+
+def shapes_of(leaves: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+
+
+def test_stacked_leaves_are_those_of_the_layers() -> None:
+    assert LAYERS.keys() == {"embed"} | {
+        f"layer_{i}/{m}/{p}" for i in (0, 1) for m in ("query", "key") for p in ("kernel", "bias")
+    }
+    np.testing.assert_array_equal(LAYERS["layer_1/key/bias"], SCANNED["layers/key/bias"][1])
+    back = mapping.stack(LAYERS, SCANNED, SCANNED_TABLE.stacks)
+    assert list(back) == list(SCANNED)
+    for path, leaf in SCANNED.items():
+        np.testing.assert_array_equal(back[path], leaf)
+    assert mapping.unstack(shapes_of(SCANNED), SCANNED_TABLE.stacks) == shapes_of(LAYERS)
+    with pytest.raises(ValueError, match="no layer 'layer_0/key/bias' to stack into 'layers/key/bias'"):
+        mapping.stack({}, ["layers/key/bias"], SCANNED_TABLE.stacks)
+
+
+@pytest.mark.parametrize("layout", ["joined", "apart"])
+@pytest.mark.parametrize("scanned", [True, False])
+def test_scanned_or_not_the_torch_state_is_the_same(layout: str, scanned: bool) -> None:
+    leaves = SCANNED if scanned else LAYERS
+    state = mapping.write(SCANNED_TABLE, layout, leaves, shapes_of(leaves))
+    other = mapping.write(SCANNED_TABLE, layout, LAYERS, shapes_of(LAYERS))
+    assert state.keys() == other.keys()
+    assert all(np.array_equal(state[name], other[name]) for name in other)
+    back = mapping.read(SCANNED_TABLE, state, shapes_of(leaves))
+    assert back.keys() == leaves.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(back[path], leaf)
+
+
+def test_a_tensor_that_several_leaves_share() -> None:
+    state = mapping.write(SCANNED_TABLE, "joined", SCANNED, shapes_of(SCANNED))
+    assert {name: array.shape for name, array in state.items()} == {
+        "net.embed.weight": (7, 3),
+        "out.weight": (7, 3),
+        "net.h.0.qk.weight": (8, 3),
+        "net.h.1.qk.weight": (8, 3),
+        "net.h.0.qk.bias": (8,),
+        "net.h.1.qk.bias": (8,),
+    }
+    np.testing.assert_array_equal(state["net.h.1.qk.weight"][4:], SCANNED["layers/key/kernel"][1].T)
+    broken = state | {"net.h.0.qk.weight": random(7, 3)}
+    del broken["net.h.1.qk.bias"]
+    with pytest.raises(ConversionError) as error:
+        mapping.read(SCANNED_TABLE, broken, shapes_of(SCANNED))
+    assert str(error.value).splitlines()[1:] == [
+        "missing (1):",
+        "  h.1.qk.bias: expected (8,)",
+        "misshapen (1):",
+        "  h.0.qk.weight: expected (8, 3), found (7, 3)",
+        "query None",
+    ]
+    alone = {path: leaf for path, leaf in SCANNED.items() if "key" not in path}
+    with pytest.raises(ConversionError, match=r"joins leaves that the model lacks into h\.0\.qk\.weight, h\.1"):
+        mapping.write(SCANNED_TABLE, "joined", alone, shapes_of(alone))
+
+
+def test_copies_may_be_absent_but_not_differ() -> None:
+    state = mapping.write(SCANNED_TABLE, "joined", SCANNED, shapes_of(SCANNED))
+    without = {name: array for name, array in state.items() if name != "out.weight"}
+    assert mapping.read(SCANNED_TABLE, without, shapes_of(SCANNED)).keys() == SCANNED.keys()
+    with pytest.raises(
+        ConversionError, match=r"out\.weight: differs from embed\.weight, of which the model makes it a"
+    ):
+        mapping.read(SCANNED_TABLE, state | {"out.weight": state["out.weight"] + 1}, shapes_of(SCANNED))
+
+
+def test_misshapen_stacks_are_reported() -> None:
+    leaves = SCANNED | {"layers/key/bias": np.float32(1), "layers/query/bias": random(3, 4)}
+    with pytest.raises(ConversionError) as error:
+        mapping.write(SCANNED_TABLE, "apart", leaves, shapes_of(SCANNED))
+    assert str(error.value).splitlines() == [
+        "the variables do not fit the model",
+        "misshapen (2):",
+        "  layers/key/bias: expected (2, 4), found ()",
+        "  layers/query/bias: expected (2, 4), found (3, 4)",
+        "query (3, 4)",
+    ]
