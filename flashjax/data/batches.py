@@ -166,7 +166,7 @@ class Batches:
             _parse_absl_flags()
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=math.ceil(ahead / workers))
-            iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
+            iterator = iter(chunks.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=start_worker))
         else:
             ahead = max(ahead, self._threads)
             iterator = iter(chunks.to_iter_dataset(grain.ReadOptions(self._threads, ahead)))
@@ -212,7 +212,7 @@ def _parse_absl_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _start_worker(index: int, count: int) -> None:
+def start_worker(index: int = 0, count: int = 1) -> None:
     """In a worker: leave Ctrl-C to the trainer, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()

@@ -175,3 +175,7 @@ class TextConfig:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
         if self.document_separator == "":
             raise ValueError("document_separator is empty: want `blank`, a string, or None for one document a file")
+        if self.document_separator is not None and self.dataset != "text":
+            raise ValueError(f"document_separator is for --data.dataset text, but dataset is {self.dataset}")
+        if self.text_key is not None and self.dataset in ("kjv", "text"):
+            raise ValueError(f"text_key is for jsonl and TFDS sets, but dataset is {self.dataset}")

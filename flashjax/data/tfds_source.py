@@ -1,4 +1,4 @@
-"""TFDS sets prepared as array_record, read without TensorFlow.
+"""TFDS sets of images prepared as array_record, read without TensorFlow; text: `flashjax/data/text_sources.py`.
 
 TFDS opens the directory and parses the records; images stay the bytes of their files, so that worker processes decode
 them. `python -m flashjax.data.prepare` makes such a directory from the tar files of ImageNet.
@@ -12,6 +12,7 @@ import numpy as np
 from flashjax.data.sources import VALIDATION_NAMES
 
 INFO_FILE = "dataset_info.json"
+IMAGES = "prepare it with python -m flashjax.data.prepare"
 
 
 class TFDSSource:
@@ -69,26 +70,18 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
     `holdout` of `train`, drawn with a fixed seed.
 
     Args:
-        dataset: `name`, `name:version`, `name/config` or `name/config:version`; without a version, the newest one.
+        dataset: `name`, `name:version`, `name/config` or `name/config:version`; without a version, the newest one;
+            without a configuration, the only one.
         data_dir: the root of TFDS directories, or the directory of the version itself (with dataset_info.json).
     Raises:
         FileNotFoundError: no such set there.
         ValueError: another set, another file format, no training split, an empty split, not one image and one label.
     """
-    import tensorflow_datasets  # here: it costs half a second that the other sources need not pay
+    import tensorflow_datasets
 
-    directory = find_version(dataset, Path(data_dir).expanduser())
-    builder: Any = tensorflow_datasets.builder_from_directory(str(directory))
-    info, wanted = builder.info, dataset.split(":")[0].split("/")[0]
+    builder, directory = open_builder(dataset, data_dir)
+    info = builder.info
     full_name = info.full_name.replace("/", ":")
-    if info.name != wanted:
-        raise ValueError(f"{directory} holds {info.name!r}, not {wanted!r}: want --data.dataset {info.name}")
-    if info.file_format is None or info.file_format.value != "array_record":
-        held = "an unknown format" if info.file_format is None else info.file_format.value
-        raise ValueError(
-            f"{directory} is stored as {held}; it is read as array_record: convert it with "
-            f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record --out_dir=..."
-        )
     image_key = _feature(info.features, tensorflow_datasets.features.Image, "image", directory)
     label_key = _feature(info.features, tensorflow_datasets.features.ClassLabel, "label", directory)
     features: Any = info.features
@@ -100,10 +93,8 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
         records = builder.as_data_source(name, decoders={image_key: tensorflow_datasets.decode.SkipDecoding()})
         return TFDSSource(records, image_key, label_key, class_names, f"{full_name} {name}")
 
-    if "train" not in info.splits:
-        raise ValueError(f"{directory} has no split 'train'; it has {', '.join(info.splits)}")
+    evaluation = evaluation_split(builder, directory)
     train = split("train")
-    evaluation = next((name for name in VALIDATION_NAMES if name in info.splits), None)
     if evaluation is not None:
         return train, split(evaluation)
     order = np.random.default_rng(0).permutation(len(train))
@@ -112,8 +103,34 @@ def tfds(dataset: str, data_dir: str | Path, holdout: float = 0.1) -> tuple[TFDS
     return train.subset(np.sort(order[count:]), text), train.subset(np.sort(order[:count]), text)
 
 
-def find_version(dataset: str, root: Path) -> Path:
-    """The directory with the dataset_info.json of `dataset`, in or at `root`; see `tfds`."""
+def open_builder(dataset: str, data_dir: str | Path, hint: str = IMAGES) -> tuple[Any, Path]:
+    """(TFDS builder, its directory) of `dataset` in `data_dir`; see `tfds`, also for what it raises."""
+    import tensorflow_datasets  # here: it costs half a second that the other sources need not pay
+
+    directory = find_version(dataset, Path(data_dir).expanduser(), hint)
+    builder: Any = tensorflow_datasets.builder_from_directory(str(directory))
+    info, wanted = builder.info, dataset.split(":")[0].split("/")[0]
+    if info.name != wanted:
+        raise ValueError(f"{directory} holds {info.name!r}, not {wanted!r}: want --data.dataset {info.name}")
+    if info.file_format is None or info.file_format.value != "array_record":
+        held = "an unknown format" if info.file_format is None else info.file_format.value
+        raise ValueError(
+            f"{directory} is stored as {held}; it is read as array_record: convert it with "
+            f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record --out_dir=..."
+        )
+    return builder, directory
+
+
+def evaluation_split(builder: Any, directory: Path) -> str | None:
+    """The first of `validation`, `val`, `valid`, `test` that the set has; ValueError if it has no `train`."""
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise ValueError(f"{directory} has no split 'train'; it has {', '.join(splits)}")
+    return next((name for name in VALIDATION_NAMES if name in splits), None)
+
+
+def find_version(dataset: str, root: Path, hint: str = IMAGES) -> Path:
+    """The directory with the dataset_info.json of `dataset`, in or at `root`; see `tfds`. `hint`: where to get it."""
     name, _, version = dataset.partition(":")
     if not root.is_dir():
         raise FileNotFoundError(f"no directory {root}")
@@ -129,13 +146,15 @@ def find_version(dataset: str, root: Path) -> Path:
             return versions[max(versions, key=_version_key)]
         if versions:
             raise FileNotFoundError(f"no version {version!r} of {name} in {base}; there: {', '.join(sorted(versions))}")
+    configs = {path.parent.parent.name for path in (root / name).glob(f"*/*/{INFO_FILE}")}
+    if len(configs) == 1:  # `c4` means `c4/en` where that is the only one there
+        return find_version(f"{name}/{configs.pop()}:{version}".rstrip(":"), root, hint)
     # No deeper than name/config/version: below a folder of a million images a full search would take minutes.
     paths = [path for pattern in ("*/*", "*/*/*") for path in root.glob(f"{pattern}/{INFO_FILE}")]
     found = sorted({str(path.parent.parent.relative_to(root)) for path in paths})
     if found:
         raise FileNotFoundError(f"no TFDS set {name!r} in {root}; there: {', '.join(found)}")
-    hint = "prepare it with python -m flashjax.data.prepare"
-    if any(path.is_dir() for path in root.iterdir()):
+    if hint == IMAGES and any(path.is_dir() for path in root.iterdir()):
         hint += "; if it is a folder of images (class/image.jpg), add --data.dataset folder"
     raise FileNotFoundError(f"no TFDS set {name!r} in {root} (no {INFO_FILE} below it): {hint}")
 
