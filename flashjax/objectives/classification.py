@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from flashjax.objectives import auxiliary
+
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
-
-# What a module sows there is added to what is minimised; it carries its own weight.
-AUXILIARY = "losses"
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Classification:
         Losses sown on the way are left out. Under jit the forward pass is dead code, whatever the batch.
         """
         images = jnp.zeros(batch["image"].shape, jnp.float32)
-        variables = self.model.init(dict(rngs), images, train=False)
-        return {name: tree for name, tree in variables.items() if name != AUXILIARY}
+        return auxiliary.init(self.model, rngs, images)
 
     def prepare(self, batch: Batch, key: PRNGKeyArray) -> dict[str, Array]:
         """The train pipeline's batch, normalised, erased and mixed; every leaf keeps its leading dim B."""
@@ -60,18 +58,14 @@ class Classification:
 
         Raises ValueError where the model has not `num_classes` logits.
         """
-        mutable = [AUXILIARY, *(name for name in variables if train and name != "params")]
-        logits, changed = self.model.apply(variables, batch["image"], train=train, rngs=dict(rngs), mutable=mutable)
+        logits, sown, changed = auxiliary.apply(self.model, variables, batch["image"], train=train, rngs=rngs)
         logits = self._checked(logits)
         loss = optax.softmax_cross_entropy(logits, batch["target"].astype(jnp.float32)).mean()
         hits = jnp.argmax(logits, -1) == jnp.argmax(batch["target"], -1)
         metrics = {"accuracy": hits.mean(dtype=jnp.float32)}
-
-        changed = dict(changed)
-        sown = jax.tree.leaves(changed.pop(AUXILIARY, {}))
-        if sown:
-            metrics["auxiliary_loss"] = jnp.stack([jnp.sum(value, dtype=jnp.float32) for value in sown]).sum()
-            loss = loss + metrics["auxiliary_loss"]
+        if sown is not None:
+            metrics["auxiliary_loss"] = sown
+            loss = loss + sown
         return loss, {"loss": loss, **metrics}, changed
 
     def evaluate(self, variables: Variables, batch: Batch) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:

@@ -29,7 +29,7 @@ ACTIVATIONS: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("width", None),  # of a map
     ("window", None),  # windows of a map
     ("token", None),  # tokens of a window
-    ("length", None),  # tokens of a sequence
+    ("length", "sequence"),  # tokens of a sequence: the axis must divide them
     ("vocab", None),  # classes or words: logits are whole
 )
 """The ten names that a model may give to a dim, ``flax.linen.with_logical_constraint(x, ("batch", None, "embed"))``,
@@ -59,6 +59,8 @@ def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def tensor_parallel(dim: int) -> Policy:
     """``dim`` over ``tensor``, then ``fsdp`` over the largest free dim that divides.
 
+    A ``dim`` below 0 counts from the last, so that one rule holds for a kernel and for a stack of them.
+
     Raises (when resolved):
         ShardingError: if the ``tensor`` axis does not divide that dim.
     """
@@ -69,8 +71,8 @@ def tensor_parallel(dim: int) -> Policy:
         if size > 1:
             if shape[dim] % size:
                 raise ShardingError(
-                    f"dim {dim} of size {shape[dim]} does not divide over the tensor axis of size {size}: choose "
-                    f"mesh.tensor among the divisors of {shape[dim]}, or give this path a rule of its own"
+                    f"dim {dim % len(shape)} of size {shape[dim]} does not divide over the tensor axis of size {size}: "
+                    f"choose mesh.tensor among the divisors of {shape[dim]}, or give this path a rule of its own"
                 )
             spec[dim] = "tensor"
         return _fill_fsdp(spec, shape, mesh)
