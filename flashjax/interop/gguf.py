@@ -173,6 +173,12 @@ def _config(path: Path, architecture: str, metadata: dict[str, Any], tensors: di
             raise ValueError(
                 f"{path}: {architecture}.{key} is {own[key]}; only the head's {config['head_dim']} is known"
             )
+    if config.get("sliding_window"):
+        if architecture != "llama":
+            raise ValueError(
+                f"{path}: windows in {architecture} files are not known; load the safetensors of this model"
+            )
+        config["model_type"] = "mistral"
     config["attention_bias"] = "blk.0.attn_q.bias" in tensors
     config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
     config["rope_parameters"] = _rope(path, architecture, own, tensors, config)

@@ -259,6 +259,7 @@ def _module(leaves: Mapping[str, tuple[str, Transform]]) -> Callable[..., list[R
 
 
 linear = _module({"kernel": ("weight", LINEAR), "bias": ("bias", KEEP)})
+linear_untransposed = _module({"kernel": ("weight", KEEP), "bias": ("bias", KEEP)})  # `Conv1D` of transformers
 conv = _module({"kernel": ("weight", CONV), "bias": ("bias", KEEP)})
 norm = _module({"scale": ("weight", KEEP), "bias": ("bias", KEEP)})
 
@@ -355,17 +356,20 @@ def read(table: Table, state: State, expected: Mapping[str, jax.ShapeDtypeStruct
         if len(tensors) == len(place.names):
             # A copy in any case: the state may be a view of a file.
             leaves[path] = np.array(place.to_flax(tensors), dtype=want.dtype, order="C")
-    copies = {copy: of for copy, of in table.layouts[layout].copies.items() if copy in found and copy not in used}
-    unexpected = [name for name in found if name not in used and name not in copies]
+    differing = []
+    for copy, of in table.layouts[layout].copies.items():
+        if copy in found and copy not in used and of in found:
+            if np.array_equal(to_numpy(found[copy]), to_numpy(found[of])):
+                del found[copy]
+            else:
+                differing.append(f"{copy}: differs from {of}, of which the model makes it a copy")
+                used.add(copy)
+    unexpected = [name for name in found if name not in used]
     problems = {
         "missing": list(missing.values()),
         "unexpected": [f"{name}: found {tuple(found[name].shape)}" for name in unexpected] + strangers,
         "misshapen": list(misshapen.values()),
-        "not tied": [
-            f"{copy}: differs from {of}, of which the model makes it a copy"
-            for copy, of in copies.items()
-            if of in found and not np.array_equal(to_numpy(found[copy]), to_numpy(found[of]))
-        ],
+        "not tied": differing,
     }
     if any(problems.values()):
         hints = table.explain(lambda path: _found_shape(table, path, layout, found), list(state))
