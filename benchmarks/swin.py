@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,11 +21,11 @@ import optax
 import torch
 import transformers
 
+from benchmarks.turns import Step, median_ratio, take_turns
 from flashjax import interop, models
 from flashjax.planning.flops import count_flops
 
 NAME = "swin_tiny_patch4_window7_224"
-Step = Callable[[], None]
 
 
 def torch_steps(batch: int, images: np.ndarray, labels: np.ndarray, compiled: bool) -> tuple[Step, Step, dict]:
@@ -88,19 +86,6 @@ def jax_steps(weights: dict, images: np.ndarray, labels: np.ndarray) -> tuple[St
     return forward, train, flops
 
 
-def take_turns(contenders: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after two warm-up calls."""
-    for step in contenders.values():
-        step(), step()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            started = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - started)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where to write the figures")
@@ -125,7 +110,7 @@ def main() -> None:
         times = take_turns(contenders, args.rounds)
         result[phase] = {}
         for name, seconds in times.items():
-            ratio = statistics.median(t / own for t, own in zip(seconds, times["flashjax"], strict=True))
+            ratio = median_ratio(seconds, times["flashjax"])
             median, least = statistics.median(seconds), min(seconds)
             result[phase][name] = {"median_s": median, "least_s": least, "ratio_to_flashjax": ratio}
             rate = flops[phase] / least / 1e9
