@@ -75,20 +75,32 @@ def finish(
     result: Result,
     predictions: Sequence[tuple[np.ndarray, str, list[tuple[str, float]]]] = (),
     further: Mapping[str, str] | None = None,
+    figures: Mapping[str, str] | None = None,
+    samples: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Draws report.html and prints the summary of a run; ``further`` lines come last."""
+    """Draws report.html and prints the summary of a run.
+
+    Args:
+        predictions: images for the report, and what they were taken for.
+        further: lines that end the printed summary.
+        figures: lines for summary and report, after what was held out.
+        samples: texts for the report: what was given, what the model made of it. The first is printed too.
+    """
     if jax.process_index() != 0:
         return
     workdir = Path(experiment.workdir)
     shown = {name: f"{value:.4f}" for name, value in result.metrics.items()}
     lines = {
         **{f"held-out {name}": value for name, value in shown.items()},
+        **(figures or {}),
         "examples/s": f"{result.examples_per_second:.0f}" if result.examples_per_second else "not trained in this call",
         "steps": str(result.step),
         "best checkpoint": str(workdir / "checkpoints" / result.checkpoint.name) if result.checkpoint else "none",
         "report": str(workdir / "report.html"),
     }
     metrics = read_json_lines(workdir / "metrics.jsonl")
-    write_report(workdir / "report.html", experiment.name, metrics, predictions, lines)
+    write_report(workdir / "report.html", experiment.name, metrics, predictions, lines, samples)
+    if samples:
+        print("\n".join(samples[0]), end="\n\n")
     width = max(map(len, [*lines, *(further or {})]))
     print("\n".join(f"  {name:{width}}  {text}" for name, text in {**lines, **(further or {})}.items()))

@@ -15,6 +15,8 @@ import optax
 
 PyTree = Any
 
+_SCANNED = re.compile(r"(^|/)layers/")
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -151,8 +153,8 @@ def decay_mask(params: PyTree, no_decay: tuple[str, ...] = (), decay_vectors: bo
     """The tree of `params` with True where weight decay applies.
 
     Left out are the leaves in whose '/'-joined path an expression of `no_decay` is found and, unless
-    `decay_vectors`, those of fewer than two dims. A scanned layer's parameters carry one dim more, so its
-    vectors must be named. Only shapes are read: an abstract tree will do.
+    `decay_vectors`, those of fewer than two dims. Of scanned layers (below `layers/`) the dim of the layers is not
+    counted. Only shapes are read: an abstract tree will do.
 
     Raises ValueError for an expression found in no path, with the nearest paths.
     """
@@ -163,7 +165,8 @@ def decay_mask(params: PyTree, no_decay: tuple[str, ...] = (), decay_vectors: bo
             nearest = ", ".join(_nearest(pattern, paths))
             raise ValueError(f"no_decay {pattern!r} matches no parameter; nearest paths: {nearest}")
     decays = [
-        (decay_vectors or leaf.ndim >= 2) and not any(re.search(pattern, path) for pattern in no_decay)
+        (decay_vectors or leaf.ndim - bool(_SCANNED.search(path)) >= 2)
+        and not any(re.search(pattern, path) for pattern in no_decay)
         for path, (_, leaf) in zip(paths, leaves, strict=True)
     ]
     return jax.tree_util.tree_unflatten(structure, decays)

@@ -1,4 +1,4 @@
-"""The page at the end of a run: curves, predictions and a summary in one HTML file that needs nothing beside it."""
+"""The page at the end of a run: curves, predictions, texts and a summary in one file that needs nothing else."""
 
 import base64
 import io
@@ -17,6 +17,9 @@ from flashjax.pages import write_page
 Prediction = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 """Image uint8 [H, W, 1 or 3]; its true name; (name, probability) of the likeliest classes, falling."""
 
+Sample = tuple[str, str]
+"""A given text, and what the model made of it."""
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -28,7 +31,8 @@ class Panel:
 
 PANELS = (
     Panel("Loss", {"loss": "train", "eval_loss": "held out"}),
-    Panel("Accuracy", {"accuracy": "train", "eval_top1": "held out"}),
+    Panel("Accuracy", {"accuracy": "train", "eval_top1": "held out", "eval_accuracy": "held out"}),
+    Panel("Bits per byte", {"eval_bits_per_byte": "held out"}),
     Panel("Learning rate", {"learning_rate": "last"}),
 )
 """Charts in order; one of whose metrics none was logged is left out."""
@@ -40,6 +44,7 @@ def write_report(
     metrics: Sequence[Mapping[str, Any]],
     predictions: Sequence[Prediction],
     summary: Mapping[str, str],
+    samples: Sequence[Sample] = (),
 ) -> Path:
     """Writes the page to `path`, replacing an older one whole, and returns where it is.
 
@@ -52,6 +57,8 @@ def write_report(
         parts.append(f'<section class="charts">{"".join(charts)}</section>')
     if predictions:
         parts.append(_predictions(predictions))
+    if samples:
+        parts.append(_samples(samples))
     return write_page(path, title, _STYLE, parts)
 
 
@@ -159,6 +166,14 @@ def _predictions(predictions: Sequence[Prediction]) -> str:
     )
 
 
+def _samples(samples: Sequence[Sample]) -> str:
+    texts = "".join(
+        f'<figure class="text"><p>{escape(given)}</p><p class="made">{escape(made)}</p></figure>'
+        for given, made in samples
+    )
+    return f'<h2>Text</h2><p class="note">What was given, and below it what the model made of it.</p>{texts}'
+
+
 def _card(prediction: Prediction) -> str:
     image, truth, ranked = prediction
     right = ranked[0][0] == truth
@@ -209,6 +224,9 @@ figcaption { display: flex; justify-content: space-between; align-items: baselin
 .legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
   margin-right: 5px; }
 .legend .c1::before { background: var(--c1); } .legend .c2::before { background: var(--c2); }
+figure.text { margin-bottom: 14px; font-family: ui-serif, Georgia, serif; }
+figure.text p { margin: 0 0 8px; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--muted); }
+figure.text p.made { color: var(--ink); }
 svg { display: block; width: 100%; height: auto; margin-top: 6px; }
 svg text { font-size: 12px; fill: var(--muted); }
 svg line { stroke: var(--line); }

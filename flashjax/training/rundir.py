@@ -34,7 +34,8 @@ FREE_FIELDS = (
         "data.prefetch",
     ),
     *("data.on_error", "data.eval_batch_size", "train.accept_changes", "train.log_every", "train.eval_every"),
-    *("train.progress", "train.writers", "train.max_nonfinite"),
+    *("train.progress", "train.writers", "train.max_nonfinite", "prompt", "max_new_tokens", "sampling."),
+    "data.cache_dir",
 )
 """Settings (and groups of them, with a dot) that may change on resuming: how a run runs, not what it computes."""
 

