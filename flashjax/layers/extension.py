@@ -234,7 +234,7 @@ def attend(
         mask = seen(e, i, k_positions, causal) & k_valid[:, None, :]
         if ids is not None and k_segment_ids is not None:
             mask &= (ids[:, :, None] == k_segment_ids[:, None, :]) & (ids[:, :, None] > 0)
-        factor = scale * _log_n(e, mask)[:, None, None, :, None]
+        factor = scale * log_n(e, mask.sum(-1))[:, None, None, :, None]
         logits = jnp.where(mask[:, None, None], logits * factor, HIDDEN)
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), HIDDEN / 2)))
         total = weights.sum(-1)
@@ -274,12 +274,11 @@ def _masks_alone(e: Extension) -> dict[str, object]:
     return {"kind": "none", "window": None, "factor": None, "group": None, "chunk": None}
 
 
-def _log_n(e: Extension, mask: Pairs) -> Float[Array, "B Q"]:
-    """lambda_i, of the number n of keys that query i sees."""
+def log_n(e: Extension, n: Int[Array, "B Q"]) -> Float[Array, "B Q"]:
+    """lambda_i: log n / log L of the number n of keys that query i sees, clipped at 1, or 1."""
     if e.log_n == "none":
-        return jnp.ones(mask.shape[:2], jnp.float32)
-    n = jnp.maximum(mask.sum(-1), 1).astype(jnp.float32)
-    ratio = jnp.log(n) / math.log(e.length or 0)
+        return jnp.ones(n.shape, jnp.float32)
+    ratio = jnp.log(jnp.maximum(n, 1).astype(jnp.float32)) / math.log(e.length or 0)
     return jnp.maximum(ratio, 1) if e.log_n == "clipped" else ratio
 
 

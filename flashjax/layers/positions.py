@@ -359,7 +359,7 @@ _RULES: dict[str, _Rule] = {
 
 def rotate(
     x: Float[Array, "B N H D"],
-    positions: Int[Array, "B N"] | Int[Array, "N"] | Float[Array, "B N"] | Float[Array, "N"],
+    positions: Int[Array, "#B N"] | Int[Array, "N"] | Float[Array, "#B N"] | Float[Array, "N"],
     inverse_frequencies: Frequencies,
     attention_scale: float = 1.0,
     interleaved: bool = False,

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from flashjax.layers import attention
 from flashjax.layers.attention import Mixer
 from flashjax.layers.bias import AlibiBias, BucketBias
+from flashjax.layers.extension import Extension, attend, log_n
 from flashjax.layers.initializers import NORMAL
 from flashjax.layers.mlp import ACTIVATIONS, FeedForward
 from flashjax.layers.norm import NORMS, RMSNorm
@@ -67,7 +68,8 @@ class TransformerConfig:
     mlp_bias: bool = True
     """Biases in the feed-forward."""
     qk_norm: Literal["none", "both", "keys"] = "none"
-    """RMSNorm of each head's queries and keys (both), or of keys alone, before rotation."""
+    """both: RMSNorm of each head's queries and keys, before rotation; keys: k sqrt(D) / |k|, without gains, so that
+    logits are q.k / |k| (Su, kexue.fm 9859)."""
     position: Position = "learned"
     """rope (rotary), alibi, t5 (learned relative bias), sinusoidal or learned (added to the embedding), or none."""
     rope: RopeParameters = dataclasses.field(default_factory=RopeParameters)
@@ -83,9 +85,10 @@ class TransformerConfig:
     mixer_options: str = ""
     """Its options: NAME=VALUE, NAME=VALUE."""
     full_last: bool = False
-    """The last block sees all tokens, without positions and with log_n; the window is for the others (HWFA)."""
-    log_n: int = 0
-    """Multiplies logits by max(1, ln n / ln log_n) for a query that sees n keys; 0: never. Softmax alone."""
+    """The last block sees all tokens, without positions, and extension.log_n is its alone; the mixer's window is for
+    the others (HWFA: Su, kexue.fm 9603)."""
+    extension: Extension = dataclasses.field(default_factory=Extension)
+    """What softmax attention does beyond the length trained at: other distances, other keys, logits by log n."""
     causal: bool = True
     """A decoder; False: an encoder, in which each token sees all."""
     tie_embeddings: bool = True
@@ -124,12 +127,25 @@ class TransformerConfig:
         mixer.check(causal=self.causal, position=self.position)
         if self.position == "rope":
             self.rope.rotary_dim(self.dim)
+            if self.rope.by_length and self.mixer != "softmax":
+                raise ValueError(
+                    f"rope_type {self.rope.rope_type!r} depends on the length, which a decoder with mixer "
+                    f"{self.mixer!r} does not know: use mixer 'softmax' or another rope_type"
+                )
         if self.position in ("sinusoidal",) and self.width % 2:
             raise ValueError(f"sinusoidal positions need an even width, found {self.width}")
-        if (self.log_n or self.full_last) and self.mixer != "softmax":
-            raise ValueError(f"log_n and full_last are about softmax attention: mixer is {self.mixer!r}")
-        if self.log_n and self.log_n < 2:
-            raise ValueError(f"log_n is the length trained at, 2 or more, or 0 for none; found {self.log_n}")
+        if (self.extension.active or self.full_last) and self.mixer != "softmax":
+            raise ValueError(f"extension and full_last are about softmax attention: mixer is {self.mixer!r}")
+        if self.extension.kind != "none":
+            if self.position not in ("rope", "none"):
+                raise ValueError(
+                    f"extension {self.extension.kind!r} is a rule for rotary positions: position is {self.position!r}"
+                )
+            if self.full_last or getattr(mixer, "window", 0):
+                raise ValueError(
+                    f"extension {self.extension.kind!r} says itself which keys are seen: leave out full_last and the "
+                    "mixer's window"
+                )
         if self.full_last and self.scan_layers:
             raise ValueError("full_last makes the last block another one: set scan_layers=False")
 
@@ -194,9 +210,7 @@ class Attention(nn.Module):
         self.out = dense(cfg.width, use_bias=cfg.out_bias, kernel_init=outer)
         head_norm = functools.partial(RMSNorm, epsilon=cfg.norm_epsilon, dtype=cfg.dtype)
         if cfg.qk_norm == "both":
-            self.query_norm = head_norm()
-        if cfg.qk_norm != "none":
-            self.key_norm = head_norm()
+            self.query_norm, self.key_norm = head_norm(), head_norm()
         if mixer.short_conv:
             conv = functools.partial(ShortConv, mixer.short_conv, dtype=cfg.dtype)
             self.query_conv, self.key_conv, self.value_conv = conv(), conv(), conv()
@@ -228,16 +242,23 @@ class Attention(nn.Module):
         q = q.reshape(B, N, cfg.heads, cfg.dim)
         k, v = (y.reshape(B, N, cfg.group, cfg.dim) for y in (k, v))
         if cfg.qk_norm == "both":
-            q = self.query_norm(q)
-        if cfg.qk_norm != "none":
-            k = self.key_norm(k)
+            q, k = self.query_norm(q), self.key_norm(k)
+        elif cfg.qk_norm == "keys":
+            k = _unit(k) * math.sqrt(cfg.dim)
         if mixer.unit_queries:
             q, k = _unit(q), _unit(k)
+        # Angles that depend on the length are made for all that a cache has room for: the same at every step.
+        length = state["mixer"]["key"].shape[1] if state is not None and mixer.name == "softmax" else N
+        if cfg.extension.kind != "none":
+            o, new_state["mixer"] = self._extended(q, k, v, state, context, length)
+            o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
+            return self.out(o), (None if self.mode == "full" else new_state)
         if cfg.position == "rope" and not (self.last and cfg.full_last):
-            frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, N)
+            frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, length)
             q, k = (rotate(y, context["positions"], frequencies, attention_scale) for y in (q, k))
-        if cfg.log_n and (self.last or not cfg.full_last):
-            q = (q * _log_n(cfg, context["positions"], N)[..., None, None]).astype(q.dtype)
+        if cfg.extension.log_n != "none" and (self.last or not cfg.full_last):
+            seen = _seen(cfg, getattr(mixer, "window", 0), context["positions"], context["segment_ids"])
+            q = (q * log_n(cfg.extension, seen)[..., None, None]).astype(q.dtype)
         if not mixer.grouped and cfg.group != cfg.heads:
             k, v = (jnp.repeat(y, cfg.heads // cfg.group, axis=2) for y in (k, v))
         names = ("batch", _length(N), "heads", None)
@@ -261,6 +282,24 @@ class Attention(nn.Module):
             o = jax.nn.silu(self.gate(x)) * o
         return self.out(o), (None if self.mode == "full" else new_state)
 
+    def _extended(self, q: Array, k: Array, v: Array, state: Any, context: dict[str, Any], length: int):
+        """(attention by `extension`, the mixer's state after it: its keys are not rotated)."""
+        cfg, mixer, (B, N) = self.config, self.mixer, q.shape[:2]
+        positions, ids = jnp.broadcast_to(context["positions"], (B, N)), context["segment_ids"]
+        k_positions, valid, new = positions, jnp.ones((B, N), bool), None
+        if self.mode == "prefill":
+            valid, new = context["valid"], mixer.fill(k, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
+        elif self.mode == "step":
+            new = mixer.append(state["mixer"], k[:, 0], v[:, 0])  # type: ignore[attr-defined]
+            k, v = new["key"].astype(q.dtype), new["value"].astype(v.dtype)
+            k_positions = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
+            valid = k_positions <= positions
+        names = ("batch", _length(N), "heads", None)
+        q, k, v = (with_logical_constraint(y, names) for y in (q, k, v)) if self.mode != "step" else (q, k, v)
+        rope = cfg.rope if cfg.position == "rope" else None
+        arguments = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length}
+        return attend(q, k, v, positions, k_positions, valid, rope, cfg.extension, cfg.causal, **arguments), new
+
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
         y, state = conv(x, segment_ids, state, valid)
         return jax.nn.silu(y), state
@@ -272,10 +311,15 @@ def _unit(x: Float[Array, "B N H D"]) -> Float[Array, "B N H D"]:
     return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))).astype(x.dtype)
 
 
-def _log_n(cfg: TransformerConfig, positions: Array, length: int) -> Array:
-    """max(1, ln n / ln L) for the n keys that a query sees."""
-    seen = positions.astype(jnp.float32) + 1 if cfg.causal else jnp.full(positions.shape, length, jnp.float32)
-    return jnp.maximum(1.0, jnp.log(seen) / math.log(cfg.log_n))
+def _seen(cfg: TransformerConfig, window: int, positions: Array, segment_ids: Array | None) -> Array:
+    """How many keys each query sees, [B or 1, N]."""
+    if cfg.causal:
+        return jnp.minimum(positions + 1, window) if window else positions + 1
+    ids = jnp.ones_like(positions) if segment_ids is None else segment_ids
+    same = ids[:, :, None] == ids[:, None, :]
+    if window:
+        same &= jnp.abs(positions[:, :, None] - positions[:, None, :]) < window
+    return same.sum(-1)
 
 
 def _length(tokens: int) -> str | None:

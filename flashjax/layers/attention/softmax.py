@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float
 from flashjax.layers.attention.base import Mixer, Outputs, Segments, visible
 from flashjax.ops.attention import Implementation, dot_product_attention
 
+Cache = dict[str, Array]
+
 
 @dataclass(frozen=True)
 class Softmax(Mixer):
@@ -87,7 +89,7 @@ class Softmax(Mixer):
 
     def initial_state(
         self, batch: int, heads: int, head_dim: int, value_dim: int, capacity: int, dtype: Any = jnp.float32
-    ) -> dict[str, Array]:
+    ) -> Cache:
         """The cache: keys and values of `heads` key-value heads, and how many tokens are in it."""
         return {
             "key": jnp.zeros((batch, capacity, heads, head_dim), dtype),
@@ -101,36 +103,45 @@ class Softmax(Mixer):
         k: Float[Array, "B N Hk D"],
         v: Float[Array, "B N Hk E"],
         valid: Bool[Array, "B N"],
-        state: dict[str, Array],
+        state: Cache,
         bias: Any = None,
-    ) -> tuple[dict[str, Array], Outputs]:
+    ) -> tuple[Cache, Outputs]:
         """The prompt's keys and values into the cache, and attention among them."""
-        if q.shape[1] > state["key"].shape[1]:
-            raise ValueError(f"a prompt of {q.shape[1]} tokens in a cache of {state['key'].shape[1]}: make it longer")
-        state = {
+        # Padding lies behind: causality hides it.
+        return self.fill(k, v, valid, state), self._attend(q, k, v, causal=True, bias=bias)
+
+    def fill(
+        self, k: Float[Array, "B N Hk D"], v: Float[Array, "B N Hk E"], valid: Bool[Array, "B N"], state: Cache
+    ) -> Cache:
+        """The cache with a prompt's keys and values in it."""
+        if k.shape[1] > state["key"].shape[1]:
+            raise ValueError(f"a prompt of {k.shape[1]} tokens in a cache of {state['key'].shape[1]}: make it longer")
+        return {
             "key": state["key"].at[:, : k.shape[1]].set(k.astype(state["key"].dtype)),
             "value": state["value"].at[:, : v.shape[1]].set(v.astype(state["value"].dtype)),
             "length": valid.sum(1, dtype=jnp.int32),
         }
-        # Padding lies behind: causality hides it.
-        return state, self._attend(q, k, v, causal=True, bias=bias)
 
-    def step(
-        self,
-        state: dict[str, Array],
-        q: Float[Array, "B H D"],
-        k: Float[Array, "B Hk D"],
-        v: Float[Array, "B Hk E"],
-        bias: Any = None,
-    ) -> tuple[dict[str, Array], Float[Array, "B H E"]]:
-        """One key and value more; the query sees what is in the cache. `bias` is a function of positions here."""
-        at = state["length"]
-        rows = jnp.arange(q.shape[0])
-        state = {
+    def append(self, state: Cache, k: Float[Array, "B Hk D"], v: Float[Array, "B Hk E"]) -> Cache:
+        """The cache with one key and value more in each row."""
+        at, rows = state["length"], jnp.arange(k.shape[0])
+        return {
             "key": state["key"].at[rows, at].set(k.astype(state["key"].dtype)),
             "value": state["value"].at[rows, at].set(v.astype(state["value"].dtype)),
             "length": at + 1,
         }
+
+    def step(
+        self,
+        state: Cache,
+        q: Float[Array, "B H D"],
+        k: Float[Array, "B Hk D"],
+        v: Float[Array, "B Hk E"],
+        bias: Any = None,
+    ) -> tuple[Cache, Float[Array, "B H E"]]:
+        """One key and value more; the query sees what is in the cache. `bias` is a function of positions here."""
+        at = state["length"]
+        state = self.append(state, k, v)
         keys, values = state["key"].astype(q.dtype), state["value"].astype(v.dtype)
         if callable(bias):
             index = jnp.arange(keys.shape[1])
