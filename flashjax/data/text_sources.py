@@ -282,9 +282,8 @@ def tfds_text(dataset: str, data_dir: Path, text_key: str | None = None) -> tupl
     builder, directory = open_builder(dataset, data_dir, TFDS_HINT)
     key = _text_feature(builder.info.features, text_key, directory)
     evaluation = evaluation_split(builder, directory)
-    train, held_out = (name and TFDSText(builder, directory, name, key) for name in ("train", evaluation))
-    assert isinstance(train, TFDSText)
-    return train, held_out or None
+    train = TFDSText(builder, directory, "train", key)
+    return train, None if evaluation is None else TFDSText(builder, directory, evaluation, key)
 
 
 def plain_wiki40b(text: str) -> str:

@@ -391,8 +391,8 @@ def _gpt2(vocabulary: Path, merges: Path, name: str) -> HuggingFaceTokenizer:
     for file in (vocabulary, merges):
         if not file.exists():
             raise FileNotFoundError(f"no {file}: GPT-2's tokenizer is two files, {vocabulary.name} and {merges.name}")
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [line for line in lines if line and not line.startswith("#version")]
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    pairs = [line for line in lines[lines[0].startswith("#version") :] if line]
     tokens = json.loads(vocabulary.read_text(encoding="utf-8"))
     special = [token for token in ("<|endoftext|>", "<|pad|>") if token in tokens]
     return HuggingFaceTokenizer(name, _byte_level(tokens, pairs, special, [], "gpt-2", name))

@@ -1,4 +1,4 @@
-"""Small sets of real layout on disk: a folder of images, a TFDS set."""
+"""Small sets of real layout on disk: a folder of images, a TFDS set of images or text."""
 
 import io
 from pathlib import Path
@@ -39,12 +39,9 @@ def write_tfds(
     file_format: str = "array_record",
     features=None,
 ) -> Path:
-    """A set as TFDS prepares it (its own writer), two classes in turn, at most five records in a file."""
+    """Two classes in turn; see `write_records`."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import dataset_info, sequential_writer
 
-    directory = root / name / version
-    directory.mkdir(parents=True)
     features = features or tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
@@ -52,15 +49,49 @@ def write_tfds(
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
         }
     )
+    records = {
+        split: [
+            {"file_name": f"{split}_{index}", "image": io.BytesIO(image), "label": index % 2}
+            for index, image in enumerate(images)
+        ]
+        for split, images in splits.items()
+    }
+    return write_records(root / name / version, records, features, name, version, file_format)
+
+
+def write_tfds_text(root: Path, splits: dict[str, list[str]], name: str = "c4/en", keys: tuple[str, ...] = ("text",)):
+    """A set of text: every feature in `keys` is of type Text, and the first one holds the documents."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys})
+    records = {
+        split: [{key: text if key == keys[0] else f"{key} {i}" for key in keys} for i, text in enumerate(texts)]
+        for split, texts in splits.items()
+    }
+    return write_records(root / name / "1.0.0", records, features, *name.split("/")[:1])
+
+
+def write_records(
+    directory: Path,
+    splits: dict[str, list[dict]],
+    features,
+    name: str,
+    version: str = "1.0.0",
+    file_format: str = "array_record",
+) -> Path:
+    """A set as TFDS prepares it (its own writer), at most five records in a file; of each, what `features` name."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import dataset_info, sequential_writer
+
+    directory.mkdir(parents=True)
     identity = dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(version), data_dir=str(directory), module_name=""
     )
     info = dataset_info.DatasetInfo(builder=identity, features=features)
     writer = sequential_writer.SequentialWriter(info, max_examples_per_shard=5, file_format=file_format)
     writer.initialize_splits(list(splits))
-    for split, images in splits.items():
-        for index, image in enumerate(images):
-            example = {"file_name": f"{split}_{index}", "image": io.BytesIO(image), "label": index % 2}
-            writer.add_examples({split: [{key: example[key] for key in features}]})
+    for split, records in splits.items():
+        for record in records:
+            writer.add_examples({split: [{key: record[key] for key in features}]})
     writer.close_all()
     return directory
