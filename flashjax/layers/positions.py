@@ -277,7 +277,7 @@ def _ntk_by_parts(p: RopeParameters, R: int, n: Length) -> Made:
         """The i at which L theta_i = 2 pi turns."""
         return R * math.log(L / (turns * 2 * math.pi)) / (2 * math.log(p.rope_theta))
 
-    low, high = pair(p.beta_fast or 32), pair(p.beta_slow or 1)
+    low, high = pair(p.beta_fast or 32.0), pair(p.beta_slow or 1.0)
     if p.truncate is not False:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, R - 1)
