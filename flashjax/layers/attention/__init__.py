@@ -9,12 +9,28 @@ import json
 from typing import Any
 
 from flashjax.layers.attention.base import Mixer
+from flashjax.layers.attention.bigbird import BigBird
+from flashjax.layers.attention.dilated import Dilated
+from flashjax.layers.attention.fixed import Fixed
+from flashjax.layers.attention.linformer import Linformer
+from flashjax.layers.attention.longformer import Longformer
+from flashjax.layers.attention.nystromformer import Nystromformer
+from flashjax.layers.attention.sliding_window import SlidingWindow
 from flashjax.layers.attention.softmax import Softmax
+from flashjax.layers.attention.strided import Strided
 
 __all__ = ["Mixer", "get", "names", "parse"]
 
 _CLASSES: tuple[type[Mixer], ...] = (
     Softmax,  # all pairs
+    Linformer,  # keys and values projected along the sequence
+    Nystromformer,  # landmarks
+    SlidingWindow,
+    Dilated,  # a window with gaps, by head
+    Strided,  # the Sparse Transformer's two
+    Fixed,
+    Longformer,  # window and global tokens
+    BigBird,  # window, random and global blocks
 )
 _MIXERS = {mixer.name: mixer for mixer in _CLASSES}
 
