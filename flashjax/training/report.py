@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flashjax.drawing import STYLE, line_chart
 from flashjax.pages import write_page
 
 Prediction = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
@@ -67,54 +68,9 @@ def _summary(summary: Mapping[str, str]) -> str:
     return f"<table>{rows}</table>" if rows else ""
 
 
-# Charts: a drawing of WIDTH x HEIGHT units that scales with the page; the plot lies inside the margins.
-WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26
-MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
-
-
 def _chart(panel: Panel, metrics: Sequence[Mapping[str, Any]]) -> str:
     curves = {words: points for name, words in panel.curves.items() if (points := _points(metrics, name))}
-    if not curves:
-        return ""
-    everything = [point for points in curves.values() for point in points]
-    steps, values = zip(*everything, strict=True)
-    x_ticks, y_ticks = _ticks(0, max(steps), 6), _ticks(min(values), max(values), 5)
-    x_end = max(steps) or 1
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / x_end
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-
-    grid = [
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text x="{LEFT - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{_label(t, y_ticks)}</text>'
-        for t in y_ticks
-    ]
-    grid += [
-        f'<text x="{x(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{_label(t, x_ticks)}</text>'
-        for t in x_ticks
-        if t <= x_end
-    ]
-    drawn, legend = [], []
-    for number, (words, points) in enumerate(curves.items(), start=1):
-        if len(points) > 1:
-            path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in _thinned(points))
-            drawn.append(f'<polyline class="c{number}" points="{path}"/>')
-        if len(points) <= 60:  # few enough to point at
-            drawn += [
-                f'<circle class="c{number}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.2">'
-                f"<title>step {step}: {value:.4g}</title></circle>"
-                for step, value in points
-            ]
-        legend.append(f'<span class="c{number}">{escape(words)} <b>{points[-1][1]:.4g}</b></span>')
-    return (
-        f'<figure><figcaption><h2>{escape(panel.title)}</h2><p class="legend">{"".join(legend)}</p></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.title)} by step">'
-        f'<g class="grid">{"".join(grid)}</g>{"".join(drawn)}</svg></figure>'
-    )
+    return line_chart(panel.title, curves, "step") if curves else ""
 
 
 def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -124,37 +80,6 @@ def _points(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, 
         if isinstance(line.get(name), int | float) and math.isfinite(line[name])
     }
     return sorted(found.items())
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most MOST_POINTS points, each the mean of its neighbours, the last one kept as it is."""
-    size = math.ceil(len(points) / MOST_POINTS)
-    means = [
-        (sum(step for step, _ in group) / len(group), sum(value for _, value in group) / len(group))
-        for group in (points[i : i + size] for i in range(0, len(points), size))
-    ]
-    return means if size == 1 else [*means, points[-1]]
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers, about `count` of them, the first at or below `low` and the last at or above `high`."""
-    if high == low:
-        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
-    raw = (high - low) / count
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def _label(tick: float, ticks: Sequence[float]) -> str:
-    """As many digits as tell neighbours apart; powers of ten for what is tiny, k for thousands of steps."""
-    step = ticks[1] - ticks[0]
-    if max(map(abs, ticks)) < 0.01:
-        return "0" if abs(tick) < step / 2 else f"{tick:.1e}".replace("e-0", "e-").replace(".0e", "e")
-    if step >= 1000:
-        return f"{tick / 1000:g}k" if tick else "0"
-    return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
 def _predictions(predictions: Sequence[Prediction]) -> str:
@@ -198,55 +123,26 @@ def _png(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-_STYLE = """
-:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0;
-  --c1: #2f6bd8; --c2: #d9660b; --bar: #dbe6fa; --true: #cdead3; --bad: #c9252d; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d;
-    --c1: #77a6f7; --c2: #f2a05a; --bar: #2b3c5c; --true: #24523a; --bad: #ff7b7b; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 18px; letter-spacing: -.01em; }
-h2 { font-size: 16px; font-weight: 650; margin: 0; }
-main > h2 { font-size: 19px; margin: 36px 0 2px; }
-.note { color: var(--muted); margin: 0 0 14px; }
-table { border-collapse: collapse; margin: 0 0 28px; max-width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 400; color: var(--muted); white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-  padding: 14px 16px 6px; }
-figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 12px; }
-.legend { margin: 0; display: flex; gap: 14px; color: var(--muted); font-size: 13px; }
-.legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
-.legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
-  margin-right: 5px; }
-.legend .c1::before { background: var(--c1); } .legend .c2::before { background: var(--c2); }
-figure.text { margin-bottom: 14px; font-family: ui-serif, Georgia, serif; }
-figure.text p { margin: 0 0 8px; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--muted); }
-figure.text p.made { color: var(--ink); }
-svg { display: block; width: 100%; height: auto; margin-top: 6px; }
-svg text { font-size: 12px; fill: var(--muted); }
-svg line { stroke: var(--line); }
-polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
-polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); }
-circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 14px; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
-article.missed { border-color: var(--bad); box-shadow: 0 0 0 1px var(--bad); }
-img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #0001; }
-img.small { image-rendering: pixelated; }
-article p { margin: 8px 10px 4px; display: flex; justify-content: space-between; gap: 8px; }
-.wrong { color: var(--bad); font-size: 13px; }
-ol { list-style: none; margin: 0 10px 10px; padding: 0; font-size: 12.5px; }
-li { position: relative; display: flex; justify-content: space-between; gap: 6px; padding: 1px 6px; margin-top: 3px;
-  border-radius: 3px; overflow: hidden; }
-.bar { position: absolute; inset: 0 auto 0 0; background: var(--bar); border-radius: 3px; }
-li.true .bar { background: var(--true); }
-.name, .value { position: relative; white-space: nowrap; }
-.name { overflow: hidden; text-overflow: ellipsis; }
-.value { color: var(--muted); font-variant-numeric: tabular-nums; }
-@media print { article, figure { break-inside: avoid; } }
+_STYLE = f"""{STYLE}
+:root {{ --bar: #dbe6fa; --true: #cdead3; --bad: #c9252d; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bar: #2b3c5c; --true: #24523a; --bad: #ff7b7b; }} }}
+figure.text {{ margin-bottom: 14px; font-family: ui-serif, Georgia, serif; }}
+figure.text p {{ margin: 0 0 8px; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--muted); }}
+figure.text p.made {{ color: var(--ink); }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 14px; }}
+article {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }}
+article.missed {{ border-color: var(--bad); box-shadow: 0 0 0 1px var(--bad); }}
+img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #0001; }}
+img.small {{ image-rendering: pixelated; }}
+article p {{ margin: 8px 10px 4px; display: flex; justify-content: space-between; gap: 8px; }}
+.wrong {{ color: var(--bad); font-size: 13px; }}
+ol {{ list-style: none; margin: 0 10px 10px; padding: 0; font-size: 12.5px; }}
+li {{ position: relative; display: flex; justify-content: space-between; gap: 6px; padding: 1px 6px; margin-top: 3px;
+  border-radius: 3px; overflow: hidden; }}
+.bar {{ position: absolute; inset: 0 auto 0 0; background: var(--bar); border-radius: 3px; }}
+li.true .bar {{ background: var(--true); }}
+.name, .value {{ position: relative; white-space: nowrap; }}
+.name {{ overflow: hidden; text-overflow: ellipsis; }}
+.value {{ color: var(--muted); font-variant-numeric: tabular-nums; }}
+@media print {{ article {{ break-inside: avoid; }} }}
 """

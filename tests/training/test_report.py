@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashjax.training.report import HEIGHT, LEFT, WIDTH, _label, _ticks, write_report
+from flashjax.drawing import HEIGHT, LEFT, WIDTH
+from flashjax.training.report import write_report
 
 
 class Page(HTMLParser):
@@ -116,18 +117,3 @@ def test_one_point_and_constants_draw(tmp_path):
 def test_another_kind_of_image_is_an_error(tmp_path, image):
     with pytest.raises(ValueError, match="must be uint8"):
         write_report(tmp_path / "r.html", "x", [], [(image, "a", [("a", 1.0)])], {})
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.13, 2.31, ["0.0", "0.5", "1.0", "1.5", "2.0", "2.5"]),
-        (0, 3000, ["0", "1k", "2k", "3k"]),
-        (0, 0.001, ["0", "2e-4", "4e-4", "6e-4", "8e-4", "1e-3"]),
-        (0.9, 0.97, ["0.90", "0.92", "0.94", "0.96", "0.98"]),
-    ],
-)
-def test_ticks_are_round_and_enclose(low, high, labels):
-    ticks = _ticks(low, high, 5)
-    assert ticks[0] <= low and ticks[-1] >= high
-    assert [_label(tick, ticks) for tick in ticks] == labels

@@ -1,0 +1,215 @@
+"""Drawings for pages: curves, heat maps, and the style that they share. SVG and HTML as text, no script, no package."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Point = tuple[float, float]
+
+# A drawing of WIDTH x HEIGHT units that scales with the page; the plot lies inside the margins.
+WIDTH, HEIGHT = 400, 220
+LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26
+MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
+COLORS = 8  # of curves, in STYLE
+
+
+def line_chart(
+    title: str,
+    curves: Mapping[str, Sequence[Point]],
+    x_name: str,
+    *,
+    doublings: Sequence[float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    note: str = "",
+) -> str:
+    """A figure of curves by their words, each of (x, y) points with rising x; the legend shows their last values.
+
+    Args:
+        x_name: what x is, singular, for whoever points at a value.
+        doublings: the x at which there are ticks, drawn by their logarithm; default: round numbers from 0 on.
+        y_range: what the plot shows, values outside of it on its rim; default: all.
+    """
+    values = [y for points in curves.values() for _, y in points]
+    low, high = y_range or (min(values), max(values))
+    y_ticks = ticks(low, high, 5)
+    end = max(x for points in curves.values() for x, _ in points) or 1
+    x_ticks = list(doublings or [tick for tick in ticks(0, end, 6) if tick <= end])
+    first, last = (math.log2(x_ticks[0]), math.log2(x_ticks[-1])) if doublings else (0, end)
+
+    def across(x: float) -> float:
+        where = math.log2(x) if doublings else x
+        return LEFT + (WIDTH - LEFT - RIGHT) * (where - first) / ((last - first) or 1)
+
+    def down(y: float) -> float:
+        part = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(part, 0), 1)
+
+    grid = [
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(t):.1f}" y2="{down(t):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{down(t) + 4:.1f}" text-anchor="end">{label(t, y_ticks)}</text>'
+        for t in y_ticks
+    ]
+    grid += [
+        f'<text x="{across(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
+        f"{f'{t:g}' if doublings else label(t, ticks(0, end, 6))}</text>"
+        for t in x_ticks
+    ]
+    drawn, legend = [], []
+    for number, (words, points) in enumerate(curves.items()):
+        color = f"c{number % COLORS + 1}"
+        if len(points) > 1:
+            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in thinned(points))
+            drawn.append(f'<polyline class="{color}" points="{path}"/>')
+        if len(points) <= 60:  # few enough to point at
+            drawn += [
+                f'<circle class="{color}" cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.2">'
+                f"<title>{escape(f'{words}, ' if len(curves) > 2 else '')}{x_name} {x:g}: {y:.4g}</title></circle>"
+                for x, y in points
+            ]
+        if points:
+            legend.append(f'<span class="{color}">{escape(words)} <b>{points[-1][1]:.4g}</b></span>')
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<figure><figcaption><h2>{escape(title)}</h2><p class="legend">{"".join(legend)}</p></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by {escape(x_name)}">'
+        f'<g class="grid">{"".join(grid)}</g>{"".join(drawn)}</svg>{below}</figure>'
+    )
+
+
+CELL_WIDTH, CELL_HEIGHT, ROW_NAMES, COLUMN_NAMES = 52, 26, 52, 22
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    form: str = ".2f",
+    note: str = "",
+) -> str:
+    """A figure of numbers [rows][columns] as shades, from nothing at the least of ``value_range`` to full at the most.
+
+    ``None`` is a place without a number. ``form`` writes the numbers.
+    """
+    low, high = value_range
+    drawn = [
+        f'<text x="{ROW_NAMES + (c + 0.5) * CELL_WIDTH}" y="14" text-anchor="middle">{escape(name)}</text>'
+        for c, name in enumerate(columns)
+    ]
+    for r, (name, line) in enumerate(zip(rows, values, strict=True)):
+        y = COLUMN_NAMES + r * CELL_HEIGHT
+        drawn.append(f'<text x="{ROW_NAMES - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
+        for c, value in enumerate(line):
+            x = ROW_NAMES + c * CELL_WIDTH
+            share = 0.0 if value is None else min(max((value - low) / ((high - low) or 1), 0.0), 1.0)
+            words = "" if value is None else format(value, form)
+            drawn.append(
+                f'<rect class="cell" x="{x}" y="{y}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" rx="3" '
+                f'fill-opacity="{share:.3f}">'
+                f"<title>{escape(name)}, {escape(columns[c])}: {words or 'none'}</title></rect>"
+                f'<text class="{"over" if share > 0.55 else "on"}" x="{x + CELL_WIDTH / 2 - 1}" y="{y + 16}" '
+                f'text-anchor="middle">{words}</text>'
+            )
+    width, height = ROW_NAMES + len(columns) * CELL_WIDTH, COLUMN_NAMES + len(rows) * CELL_HEIGHT
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<figure class="heat"><figcaption><h2>{escape(title)}</h2></figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
+        f"{below}</figure>"
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column in words and the others numbers."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<{'th' if i == 0 else 'td'}>{escape(x)}</{'th' if i == 0 else 'td'}>" for i, x in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MOST_POINTS points, each the mean of its neighbours, the last one kept as it is."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    means = [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in (points[i : i + size] for i in range(0, len(points), size))
+    ]
+    return means if size == 1 else [*means, points[-1]]
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers, about `count` of them, the first at or below `low` and the last at or above `high`."""
+    if high == low:
+        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    raw = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def label(tick: float, ticks: Sequence[float]) -> str:
+    """As many digits as tell neighbours apart; powers of ten for what is tiny, k for thousands of steps."""
+    step = ticks[1] - ticks[0]
+    if max(map(abs, ticks)) < 0.01:
+        return "0" if abs(tick) < step / 2 else f"{tick:.1e}".replace("e-0", "e-").replace(".0e", "e")
+    if step >= 1000:
+        return f"{tick / 1000:g}k" if tick else "0"
+    return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+STYLE = (
+    """
+:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0;
+  --c1: #2f6bd8; --c2: #d9660b; --c3: #138a5b; --c4: #a338b5; --c5: #b08900; --c6: #c9252d; --c7: #1591a8;
+  --c8: #68707a; --over: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d;
+    --c1: #77a6f7; --c2: #f2a05a; --c3: #5fce9e; --c4: #d78ae4; --c5: #e0c04c; --c6: #ff7b7b; --c7: #5cc8dc;
+    --c8: #97a0ab; --over: #15181c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
+h1 { font-size: 26px; font-weight: 650; margin: 0 0 18px; letter-spacing: -.01em; }
+h2 { font-size: 16px; font-weight: 650; margin: 0; }
+main > h2 { font-size: 19px; margin: 36px 0 2px; }
+.note { color: var(--muted); margin: 0 0 14px; }
+table { border-collapse: collapse; margin: 0 0 28px; max-width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 400; color: var(--muted); white-space: nowrap; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+table.figures td { text-align: right; padding: 4px 14px 4px 0; }
+table.figures thead th { text-align: right; padding: 4px 14px 4px 0; }
+table.figures tr > th:first-child { text-align: left; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 14px 16px 6px; }
+figure .note { margin: 4px 0; font-size: 13px; }
+figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 12px; }
+.legend { margin: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; color: var(--muted); font-size: 13px; }
+.legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
+.legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
+  margin-right: 5px; }
+svg { display: block; width: 100%; height: auto; margin-top: 6px; }
+svg text { font-size: 12px; fill: var(--muted); }
+svg line { stroke: var(--line); }
+polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
+rect.cell { fill: var(--c1); stroke: var(--line); }
+svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); }
+@media print { figure { break-inside: avoid; } }
+"""
+    + "\n".join(
+        f".legend .c{i}::before, circle.c{i} {{ background: var(--c{i}); fill: var(--c{i}); }} "
+        f"polyline.c{i} {{ stroke: var(--c{i}); }}"
+        for i in range(1, COLORS + 1)
+    )
+    + "\n"
+)
+"""CSS of a page with figures: light and dark."""

@@ -1,0 +1,49 @@
+"""Drawings: where things are, and what is said of them."""
+
+import re
+
+import pytest
+
+from flashjax import drawing
+
+
+def test_a_doubling_of_x_is_one_step_and_what_is_outside_lies_on_the_rim():
+    svg = drawing.line_chart(
+        "Loss <by> length",
+        {"a": [(128, 1.0), (256, 9.0), (512, 2.0)], "b": [(512, 1.5)], "c": []},
+        "length",
+        doublings=(128, 256, 512),
+        y_range=(1, 3),
+    )
+    (path,) = re.findall(r'points="([^"]*)"', svg)
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, point.split(","))) for point in path.split()]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11) and (x0, x2) == (drawing.LEFT, drawing.WIDTH - drawing.RIGHT)
+    assert y1 == drawing.TOP and y0 == drawing.HEIGHT - drawing.BOTTOM and y1 < y2 < y0
+    assert "a, length 256: 9" in svg and "b, length 512: 1.5" in svg and "Loss &lt;by&gt; length" in svg
+    assert re.findall(r'<span class="(c\d)">(\w)', svg) == [("c1", "a"), ("c2", "b")]
+
+
+def test_a_heat_map_shades_between_the_ends_of_its_range():
+    svg = drawing.heat_map("Keys", ["0 %", "50 %"], ["1x", "2x"], [[0.0, 1.0], [None, 3.0]], value_range=(0, 2))
+    assert re.findall(r'fill-opacity="([\d.]+)"', svg) == ["0.000", "0.500", "0.000", "1.000"]
+    assert "50 %, 1x: none" in svg and "0 %, 2x: 1.00" in svg
+
+
+def test_a_table_escapes():
+    html = drawing.table(["method", "1x"], [["a<b", "2"]])
+    assert "<th>a&lt;b</th><td>2</td>" in html
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.13, 2.31, ["0.0", "0.5", "1.0", "1.5", "2.0", "2.5"]),
+        (0, 3000, ["0", "1k", "2k", "3k"]),
+        (0, 0.001, ["0", "2e-4", "4e-4", "6e-4", "8e-4", "1e-3"]),
+        (0.9, 0.97, ["0.90", "0.92", "0.94", "0.96", "0.98"]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low, high, labels):
+    ticks = drawing.ticks(low, high, 5)
+    assert ticks[0] <= low and ticks[-1] >= high
+    assert [drawing.label(tick, ticks) for tick in ticks] == labels
