@@ -4,6 +4,7 @@ Layouts are the `model_type` of a `config.json`: `gpt2`, `llama` (SmolLM and Tin
 `qwen3`. The last four name tensors alike and differ in the leaves they have.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from flashjax.interop import mapping
 from flashjax.interop.mapping import ConversionError, Layout, Lookup, Rule, Share, Table
+from flashjax.layers.extension import Extension
 from flashjax.layers.positions import RopeParameters
 from flashjax.models.transformer import Transformer, TransformerConfig
 
@@ -40,26 +42,25 @@ def _abstract(config: TransformerConfig) -> dict[str, dict]:
 
 
 def table(model: Transformer) -> Table:
-    """The table for one model, with the layouts that have a place for all of it.
+    """The table for one model, with the layouts that have a place for all of its leaves.
 
-    Raises ConversionError where there is none; the message says what stands in the way.
+    What a model does with its weights (its mixer, its window) is not asked here, so that a checkpoint can be read into
+    one that does something else; `config_to_hf` asks.
     """
-    config = model.config
-    names = layouts(config)
-    tied = {"gpt2": {"lm_head.weight": "wte.weight"}}
-    copies = {name: tied.get(name, {"lm_head.weight": "embed_tokens.weight"}) for name in names}
+    leaves = list(mapping.unstack(mapping.flatten(abstract(model)), _STACKS))
+    everything = Table(_LAYOUTS, _RULES, lambda found, names: [], _STACKS)
+    fitting = [name for name in _LAYOUTS if all(everything.place(path, name) for path in leaves)]
     return Table(
-        {
-            name: Layout(
-                how.anchor, how.prefix, how.outside, how.ignored, copies[name] if config.tie_embeddings else {}
-            )
-            for name, how in _LAYOUTS.items()
-            if name in names
-        },
+        {name: _layout(name, model.config.tie_embeddings) for name in fitting or _LAYOUTS},
         _RULES,
-        lambda found, names: _explain(config, found, names),
+        lambda found, names: _explain(model.config, found, names),
         _STACKS,
     )
+
+
+def _layout(name: str, tied: bool) -> Layout:
+    embedding = "wte.weight" if name == "gpt2" else "embed_tokens.weight"
+    return dataclasses.replace(_LAYOUTS[name], copies={"lm_head.weight": embedding} if tied else {})
 
 
 def extras(model: Transformer, layout: str) -> dict[str, np.ndarray]:
@@ -68,7 +69,7 @@ def extras(model: Transformer, layout: str) -> dict[str, np.ndarray]:
 
 
 def layouts(config: TransformerConfig) -> list[str]:
-    """The layouts that can hold such a model, the most usual one first.
+    """The kinds of models of transformers that compute the same as this one, the most usual one first.
 
     Raises ConversionError where there is none; the message says for each what stands in the way.
     """
@@ -76,7 +77,7 @@ def layouts(config: TransformerConfig) -> list[str]:
     if fitting := [name for name, reason in reasons.items() if not reason]:
         return fitting
     lines = [f"  {name}: has not {'; '.join(reason)}" for name, reason in reasons.items()]
-    raise ConversionError("\n".join(["transformers has no such model under a layout that flashjax knows", *lines]))
+    raise ConversionError("\n".join(["no kind of model that flashjax knows of transformers is like this one", *lines]))
 
 
 def _differences(config: TransformerConfig, layout: str) -> list[str]:
@@ -87,7 +88,7 @@ def _differences(config: TransformerConfig, layout: str) -> list[str]:
         "norm_position": ("pre",),
         "embed_scale": (False,),
         "full_last": (False,),
-        "log_n": (0,),
+        "extension": (Extension(),),
     }
     if layout == "gpt2":
         wanted |= {
