@@ -223,12 +223,15 @@ def _encode_here(texts: list[str]) -> Encoded:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
-    try:
-        ids = [tokenizer.encode(text) for text in texts]
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text that is no Unicode: {error}; half of a surrogate pair, perhaps written as \\ud800"
-        ) from error
+    ids = []
+    for text in texts:
+        try:
+            ids.append(tokenizer.encode(text))
+        except (UnicodeEncodeError, TypeError) as error:  # which of them, depends on the tokenizer's package
+            start = f"{text[:60]}..." if len(text) > 60 else text
+            raise ValueError(
+                f"the document {start!a} is no Unicode (half of a surrogate pair, written as \\ud800?): {error}"
+            ) from error
     return np.concatenate(ids).astype(_dtype(tokenizer)), np.array([len(part) for part in ids], np.int64)
 
 

@@ -52,7 +52,10 @@ class Tokenizer(Protocol):
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """int32 [V]: bytes of UTF-8 text that each token stands for; 0 for special and unknown ones."""
+        """int32 [V]: bytes of UTF-8 text that each token stands for; 0 for special and unknown ones.
+
+        Of the text as the tokenizer normalises it; SentencePiece's space before a text counts as one.
+        """
         ...
 
     @property
