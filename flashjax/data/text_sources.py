@@ -297,7 +297,8 @@ def plain_wiki40b(text: str) -> str:
 def _text_feature(features: Any, wanted: str | None, directory: Path) -> str:
     import tensorflow_datasets
 
-    keys = [key for key, feature in features.items() if isinstance(feature, tensorflow_datasets.features.Text)]
+    text = tensorflow_datasets.features.Text
+    keys = sorted(key for key, feature in features.items() if isinstance(feature, text))  # TFDS gives them in any order
     if wanted is not None:
         if wanted not in features:
             raise ValueError(f"{directory} has no feature {wanted!r}; of type Text: {', '.join(keys) or 'none'}")
@@ -306,10 +307,8 @@ def _text_feature(features: Any, wanted: str | None, directory: Path) -> str:
         if usual in keys:
             return usual
     if len(keys) != 1:
-        found = (
-            f"features of type Text are {', '.join(keys)}: name one with --data.text_key" if keys else "none is Text"
-        )
-        raise ValueError(f"{directory}: of its features {found}")
+        found = f"the features of type Text are {', '.join(keys)}: name one with --data.text_key"
+        raise ValueError(f"{directory}: {found if keys else 'no feature is of type Text'}")
     return keys[0]
 
 
