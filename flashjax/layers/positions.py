@@ -149,7 +149,7 @@ class RopeParameters:
                 given.setdefault("original_max_position_embeddings", length)
             if kind in ("yarn", "longrope") and "factor" not in given:
                 given["factor"] = length / given["original_max_position_embeddings"]
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        return cls(**{name: _typed(name, value) for name, value in given.items()})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], layer_type: str | None = None) -> "RopeParameters":
@@ -451,6 +451,15 @@ def positions_of(segment_ids: Int[Array, "B N"]) -> Int[Array, "B N"]:
     index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
     starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value of a JSON file in the type of the field: files write 10000 for 10000.0."""
+    if isinstance(value, list | tuple):
+        return tuple(float(item) for item in value)
+    if name == "original_max_position_embeddings":
+        return int(value)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _need(value: Any) -> Any:

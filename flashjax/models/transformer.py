@@ -374,7 +374,8 @@ class Table(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "rows channels"]:
-        return self.param("embedding", NORMAL, (self.rows, self.channels))
+        # Loaded weights may be numpy's, which a traced index cannot look up.
+        return jnp.asarray(self.param("embedding", NORMAL, (self.rows, self.channels)))
 
 
 class Head(nn.Module):
@@ -385,7 +386,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b V"]:
         inner, _ = _inits(self.config)
-        return project(x, self.param("kernel", inner, (self.config.width, self.config.vocab_size)))
+        return project(x, jnp.asarray(self.param("kernel", inner, (self.config.width, self.config.vocab_size))))
 
 
 def project(x: Float[Array, "*b C"], kernel: Float[Array, "C V"]) -> Float[Array, "*b V"]:
@@ -574,7 +575,7 @@ def _variants() -> dict[str, TransformerConfig]:
         "smollm2_135m": replace(smollm2, width=576, depth=30, heads=9, kv_heads=3, hidden=1536),
         "smollm2_360m": replace(smollm2, width=960, depth=32, heads=15, kv_heads=5, hidden=2560),
         "qwen2_0_5b": replace(
-            qwen2, width=896, depth=24, heads=14, kv_heads=2, hidden=4864, max_length=32768, tie_embeddings=True
+            qwen2, width=896, depth=24, heads=14, kv_heads=2, hidden=4864, max_length=131072, tie_embeddings=True
         ),
         "qwen3_0_6b": replace(qwen3, width=1024, depth=28, heads=16, kv_heads=8, hidden=3072, tie_embeddings=True),
         "qwen3_1_7b": replace(qwen3, width=2048, depth=28, heads=16, kv_heads=8, hidden=6144, tie_embeddings=True),
