@@ -242,6 +242,7 @@ def _from_divisors(divisors: np.ndarray, theta: float, config: dict[str, Any]) -
     listed = [float(divisor) for divisor in divisors]
     return {
         "rope_type": "longrope",
+        "factor": 1.0,
         "short_factor": listed,
         "long_factor": listed,
         "attention_factor": 1.0,
