@@ -264,8 +264,8 @@ def _vector_weights(
     a chunk meet at their border, quarters at theirs, and so on down to blocks of 8, which meet in their middle and
     rise by four decays at most. Sums are made up again at each size, so that small ones are not lost in large ones.
     """
-    *lead, L, D = q.shape
-    A, b, size = None, g, _BLOCK
+    *lead, L, _ = q.shape
+    size = _BLOCK
 
     def cut(x: Array, size: int) -> Array:
         return x.reshape(*lead, L // size, size, x.shape[-1])
@@ -297,9 +297,8 @@ def _states(
     S <- through S + sums, chunk after chunk.
     """
     sums = State(gathered(sums.S), None if sums.z is None else gathered(sums.z))
-    Z, B, H, D, _ = sums.S.shape
     if through is not None:
-        through = jnp.broadcast_to(through, (Z, B, H, through.shape[-1])).astype(sums.S.dtype)
+        through = jnp.broadcast_to(through, (*sums.S.shape[:3], through.shape[-1])).astype(sums.S.dtype)
 
     def advance(state: State, chunk: tuple[State, Array | None]) -> tuple[State, State]:
         more, keep = chunk

@@ -10,19 +10,39 @@ from typing import Any
 
 from flashjax.layers.attention.base import Mixer
 from flashjax.layers.attention.bigbird import BigBird
+from flashjax.layers.attention.cosformer import Cosformer
+from flashjax.layers.attention.delta_net import DeltaNet
 from flashjax.layers.attention.dilated import Dilated
+from flashjax.layers.attention.efficient import Efficient
 from flashjax.layers.attention.fixed import Fixed
+from flashjax.layers.attention.gated_delta_net import GatedDeltaNet
+from flashjax.layers.attention.gla import GLA
+from flashjax.layers.attention.katharopoulos import Katharopoulos
 from flashjax.layers.attention.linformer import Linformer
 from flashjax.layers.attention.longformer import Longformer
+from flashjax.layers.attention.mamba2 import Mamba2
 from flashjax.layers.attention.nystromformer import Nystromformer
+from flashjax.layers.attention.performer import Performer
+from flashjax.layers.attention.retnet import RetNet
 from flashjax.layers.attention.sliding_window import SlidingWindow
 from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.attention.strided import Strided
+from flashjax.layers.attention.taylor import Taylor
 
 __all__ = ["Mixer", "get", "names", "parse"]
 
 _CLASSES: tuple[type[Mixer], ...] = (
     Softmax,  # all pairs
+    Katharopoulos,  # features of queries and keys
+    Efficient,
+    Taylor,
+    Cosformer,
+    Performer,
+    RetNet,  # a state that decays
+    GLA,
+    Mamba2,
+    DeltaNet,  # a state that is corrected
+    GatedDeltaNet,
     Linformer,  # keys and values projected along the sequence
     Nystromformer,  # landmarks
     SlidingWindow,

@@ -108,6 +108,8 @@ class Mixer:
         if not causal:
             raise ValueError(f"{self.name}: a recurrence sees the past alone: pass causal=True, or use parallel")
         empty = self.initial_state(q.shape[0], q.shape[2], q.shape[3], v.shape[3], q.shape[1])
+        if q.dtype == jnp.float64:  # then the sums are, too
+            empty = jax.tree.map(lambda x: x.astype(q.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, empty)
         ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
         starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
         shared = {name: value for name, value in inputs.items() if name in self.shared_inputs}
