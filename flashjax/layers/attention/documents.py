@@ -34,7 +34,7 @@ def document_slots(segment_ids: Segments, documents: int, name: str) -> Slots:
     Raises:
         ValueError: for more documents than that, where the segments are known (not traced).
     """
-    if not isinstance(segment_ids, jax.core.Tracer) and (found := int(segment_ids.max())) > documents:
+    if not isinstance(segment_ids, jax.core.Tracer) and (found := np.asarray(segment_ids).max()) > documents:
         raise ValueError(f"{name}: a row holds {found} documents, but its option documents is {documents}: raise it")
     own = segment_ids[..., None] == np.arange(1, documents + 1)
     length = jnp.where(own, own.sum(1, keepdims=True), 0).sum(-1)

@@ -1,7 +1,7 @@
 """Linformer attention (Wang et al. 2020, section 4): keys and values projected along the sequence."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -46,7 +46,7 @@ class Linformer(Mixer):
     shared_inputs: ClassVar[tuple[str, ...]] = ("key_projection", "value_projection")
     rank: int = 256
     """r: rows that keys and values are projected to."""
-    share: Literal["none", "heads", "key_value"] = "heads"
+    share: str = "heads"
     """Projections that are one: none (each head has its own E and F), heads (one E, one F), key_value (one E = F)."""
     documents: int = 1
     """Most documents of a packed row; time and memory grow with it."""

@@ -1,7 +1,7 @@
 """Nyströmformer attention (Xiong et al. 2021, sections 3.2 to 3.4): softmax attention by way of a few landmarks."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ class Nystromformer(Mixer):
     """Of the pseudoinverse."""
     conv: int = 33
     """Taps of the convolution of values that is added, an odd number; 0: none. (The checkpoints of 2021 have 65.)"""
-    init: Literal["exact", "original"] = "exact"
+    init: str = "exact"
     """|A|_1 at the start of the iteration: exact, of each matrix, or original, the largest of the whole batch, whose
     rows then depend on each other."""
     documents: int = 1
