@@ -10,7 +10,7 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26
 MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
-COLORS = 8  # of curves, in STYLE
+COLORS = 10  # of curves, in STYLE
 
 
 def line_chart(
@@ -168,11 +168,11 @@ STYLE = (
     """
 :root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0;
   --c1: #2f6bd8; --c2: #d9660b; --c3: #138a5b; --c4: #a338b5; --c5: #b08900; --c6: #c9252d; --c7: #1591a8;
-  --c8: #68707a; --over: #fff; }
+  --c8: #68707a; --c9: #8a5a2b; --c10: #4b4fc9; --over: #fff; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d;
     --c1: #77a6f7; --c2: #f2a05a; --c3: #5fce9e; --c4: #d78ae4; --c5: #e0c04c; --c6: #ff7b7b; --c7: #5cc8dc;
-    --c8: #97a0ab; --over: #15181c; } }
+    --c8: #97a0ab; --c9: #c99a6b; --c10: #9a9df5; --over: #15181c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
