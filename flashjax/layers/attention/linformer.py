@@ -13,8 +13,8 @@ from flashjax.ops.block_attention import masked_softmax
 
 
 class SequenceProjections(nn.Module):
-    """E and F [heads or 1, n, r]: entries of variance 1 / r, as in the paper's theorem; the official code trains them
-    from a Xavier draw."""
+    """E and F [heads or 1, n, r], drawn with variance 1 / r as random projections are that keep lengths, on which the
+    paper's proof rests; its code draws them by Xavier's rule."""
 
     heads: int
     length: int
