@@ -66,6 +66,7 @@ def causal(
     # S <- through S + k_out^T (U - W S)
     R = linear.gathered(jnp.einsum("zbhjd,zbhje->zbhde", k_out, U))
     P = linear.gathered(jnp.einsum("zbhjd,zbhjc->zbhdc", k_out, W))
+    assert through is not None
     through = jnp.broadcast_to(through, (*R.shape[:3], 1))[..., None]
 
     def advance(S: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:

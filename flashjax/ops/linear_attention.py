@@ -96,7 +96,8 @@ def causal(
     q_in, k_out, through = carry.read(q_in), carry.write(k_out), carry.keep(through)
 
     zero = State(jnp.zeros((B, H, D, E), dtype), jnp.zeros((B, H, D), dtype) if normaliser else None)
-    first = zero if state is None else State(state.S.astype(dtype), state.z.astype(dtype) if normaliser else None)
+    first = zero if state is None else jax.tree.map(lambda x: x.astype(dtype), State(state.S, state.z))
+    first = first if normaliser else State(first.S)
     sums = State(jnp.einsum("zbhjd,zbhje->zbhde", k_out, v), k_out.sum(-2) if normaliser else None)
     before, last = _states(first, sums, through)
 
@@ -223,7 +224,7 @@ class Carry:
         """Keys of the segment that goes out; zeros elsewhere."""
         return k if self.ids is None else jnp.where((self.ids == self.out)[..., None], k, 0)
 
-    def keep(self, decay: Float[Array, "*ZB H D"] | None) -> Float[Array, "..."] | None:
+    def keep(self, decay: Float[Array, "..."] | None) -> Float[Array, "..."] | None:
         """The factor of what comes in, in what goes out; None: 1."""
         if self.ids is None:
             return decay
@@ -302,10 +303,10 @@ def _states(
 
     def advance(state: State, chunk: tuple[State, Array | None]) -> tuple[State, State]:
         more, keep = chunk
-        S, z = state
+        kept = state
         if keep is not None:
-            S, z = keep[..., None] * S, None if z is None else keep * z
-        return State(S + more.S, None if z is None else z + more.z), state
+            kept = State(keep[..., None] * state.S, None if state.z is None else keep * state.z)
+        return jax.tree.map(jnp.add, kept, more), state
 
     last, before = jax.lax.scan(advance, first, (sums, through), reverse=reverse)
     return before, last

@@ -63,12 +63,16 @@ class DeltaNet(Mixer):
         a = jnp.ones((B, N, H), q.dtype) if log_decay is None else jnp.exp(log_decay)
         k_k, k_v = jnp.einsum("bnhd,bnhc->bnhdc", k, k), jnp.einsum("bnhd,bnhe->bnhde", k, v.astype(k.dtype))
         beta = beta[..., None, None]
-        S, o = jnp.zeros((B, H, D, v.shape[-1]), q.dtype), []
-        for t in range(N):
-            S = jnp.where(same[:, t], S, 0)
-            S = a[:, t, :, None, None] * (jnp.eye(D) - beta[:, t] * k_k[:, t]) @ S + beta[:, t] * k_v[:, t]
-            o.append(jnp.einsum("bhd,bhde->bhe", q[:, t], S))
-        return jnp.stack(o, 1).astype(v.dtype)
+        keep = jnp.where(same, a[..., None, None] * (jnp.eye(D) - beta * k_k), 0)
+
+        def advance(S: Array, token: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+            keep_t, write_t, q_t = token
+            S = keep_t @ S + write_t
+            return S, jnp.einsum("bhd,bhde->bhe", q_t, S)
+
+        tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (keep, beta * k_v, q))
+        _, o = jax.lax.scan(advance, jnp.zeros((B, H, D, v.shape[-1]), q.dtype), tokens)
+        return jnp.moveaxis(o, 0, 1).astype(v.dtype)
 
     def parallel(
         self,
