@@ -66,12 +66,7 @@ def measure(experiment: Experiment, devices: int, steps: int, rounds: int) -> di
     """
     program = Program(experiment, jax.devices()[:devices])
     data = experiment.train_data
-    started = time.perf_counter()
-    lowered = program.train_step.lower(program.abstract_state, program.abstract_batch(data.spec))
-    traced = time.perf_counter()
-    step = lowered.compile()
-    compiled = time.perf_counter()
-
+    step, trace_time, compile_time = compiled_step(program)
     state, batch = program.init(), program.put(data.batch(0), data.spec)
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
@@ -103,10 +98,10 @@ def measure(experiment: Experiment, devices: int, steps: int, rounds: int) -> di
         "step_time": seconds,
         "step_time_range": [min(times), max(times)],
         "examples_per_second": data.batch_size / seconds,
-        "trace_time": traced - started,
-        "compile_time": compiled - traced,
+        "trace_time": trace_time,
+        "compile_time": compile_time,
         "flops_per_step": program.flops(),
-        "bytes_per_device": held | {"temporaries": _temporaries(step)},
+        "bytes_per_device": held | {"temporaries": temporaries(step)},
         "collectives": {
             kind: dataclasses.asdict(total) for kind, total in totals(collectives(step.as_text() or "")).items()
         },
@@ -116,7 +111,17 @@ def measure(experiment: Experiment, devices: int, steps: int, rounds: int) -> di
     }
 
 
-def _temporaries(step: jax.stages.Compiled) -> int | None:
+def compiled_step(program: Program) -> tuple[jax.stages.Compiled, float, float]:
+    """(the train step, seconds of tracing, seconds of compilation)."""
+    started = time.perf_counter()
+    spec = program.experiment.train_data.spec
+    lowered = program.train_step.lower(program.abstract_state, program.abstract_batch(spec))
+    traced = time.perf_counter()
+    step = lowered.compile()
+    return step, traced - started, time.perf_counter() - traced
+
+
+def temporaries(step: jax.stages.Compiled) -> int | None:
     """Bytes of a device that the compiler needs besides what goes in and out; None where it does not say."""
     analysis = step.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)

@@ -7,8 +7,6 @@ import json
 import math
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flashjax.planning import cells
 from flashjax.planning.measure import Request
 from flashjax.training.mesh import AXES
 from flashjax.training.parameters import human_bytes
@@ -78,63 +77,30 @@ def measure_in_process(request: Request, virtual: bool, timeout: float = 1800.0)
     With ``virtual`` false the process sees the real devices of this machine. Where it fails the result is
     ``{"error": its last words}``.
     """
-    environment = dict(os.environ)
+    environment = {}
     if virtual:
-        flags = [f for f in environment.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
+        flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
         flags.append(f"--xla_force_host_platform_device_count={request.devices}")
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "flashjax.planning.measure", json.dumps(asdict(request))],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {timeout:.0f} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"error": next((line for line in reversed(words) if line.startswith("error:")), words[-1])}
-    return json.loads(lines[-1])
+        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    return cells.in_process("flashjax.planning.measure", json.dumps(asdict(request)), environment, timeout)
 
 
-def sweep(cells: Sequence[Cell], log: Path, steps: int, rounds: int, virtual: bool) -> list[Line]:
+def sweep(wanted: Sequence[Cell], log: Path, steps: int, rounds: int, virtual: bool) -> list[Line]:
     """Measures the cells that ``log`` does not hold yet, a line each as soon as it is known; returns all of them."""
-    requests = [cell.request(steps, rounds) for cell in cells]  # wrong words are refused before hours are spent
-    log.parent.mkdir(parents=True, exist_ok=True)
-    known = {_key(line): line for line in read_cells(log) if "error" not in line}
-    for number, (cell, request) in enumerate(zip(cells, requests, strict=True), start=1):
-        held = known.get(_key(asdict(cell)))
-        if held is None:
-            held = {**asdict(cell), **measure_in_process(request, virtual)}
-            with log.open("a") as file:
-                file.write(json.dumps(held) + "\n")
-            known[_key(asdict(cell))] = held
-        told = held.get("error") or f"{1e3 * held['step_time']:.1f} ms a step"
-        print(f"{number}/{len(cells)}  {cell.size or 'own size'}, {cell.mesh}: {told}", flush=True)
-    return [known[_key(asdict(cell))] for cell in cells]
+    requests = [cell.request(steps, rounds) for cell in wanted]  # wrong words are refused before hours are spent
+
+    def told(line: Line) -> str:
+        words = line.get("error") or f"{1e3 * line['step_time']:.1f} ms a step"
+        return f"{line['size'] or 'own size'}, {line['mesh']}: {words}"
+
+    return cells.sweep(
+        [asdict(cell) for cell in wanted], log, _key, lambda i: measure_in_process(requests[i], virtual), told
+    )
 
 
 def read_cells(log: Path) -> list[Line]:
-    """The last line of each cell, in the order in which cells first appear; a last line cut short is left out.
-
-    Raises:
-        ValueError: naming another line that is no cell.
-    """
-    text = log.read_text() if log.is_file() else ""
-    found: dict[Any, Line] = {}
-    for number, words in enumerate(text.splitlines(), start=1):
-        try:
-            line = json.loads(words)
-            found[_key(line)] = line
-        except (ValueError, KeyError, TypeError):
-            if number > text.count("\n"):  # the sweep was stopped while it wrote
-                break
-            raise ValueError(f"{log}, line {number} is no cell of a study: {words[:60]!r}") from None
-    return list(found.values())
+    """`cells.read` of a scaling study's log."""
+    return cells.read(log, _key)
 
 
 def _key(line: Line) -> tuple[Any, ...]:
