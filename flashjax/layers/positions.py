@@ -12,12 +12,11 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 RopeType = Literal[
@@ -79,10 +78,7 @@ class RopeParameters:
     """ntk_mixed: power b of the pair's number; 0 would be linear, 1 is ntk_fixed (default 0.625)."""
 
     def __post_init__(self) -> None:
-        types = get_args(RopeType)
-        if self.rope_type not in types:
-            raise ValueError(f"unknown rope_type {self.rope_type!r}; nearest: {_nearest(str(self.rope_type), types)}")
-        rule = _RULES[self.rope_type]
+        rule = _rule(self.rope_type)
         for name in rule.needs:
             if getattr(self, name) is None:
                 raise ValueError(f"rope_type {self.rope_type!r} needs {name}")
@@ -141,8 +137,8 @@ class RopeParameters:
             if name not in names:
                 raise ValueError(f"unknown rope parameter {name!r}; nearest: {_nearest(name, names)}")
         kind, length = given["rope_type"], max_position_embeddings
-        rule = _RULES.get(kind)
-        if rule is not None and length is not None:
+        rule = _rule(kind)
+        if length is not None:
             if kind == "dynamic":
                 given["original_max_position_embeddings"] = length
             elif "original_max_position_embeddings" in rule.needs:
@@ -421,23 +417,6 @@ def t5_bucket(
     return (offset + jnp.where(distance < single, distance, far)).astype(relative.dtype)
 
 
-class T5Bias(nn.Module):
-    """Learned bias of each head for the bucket of key position - query position: [..., H, Q, K] float32."""
-
-    heads: int
-    bidirectional: bool
-    buckets: int = 32
-    max_distance: int = 128
-
-    @nn.compact
-    def __call__(self, queries: Int[Array, "*b Q"], keys: Int[Array, "*b K"]) -> Float[Array, "*b H Q K"]:
-        init = nn.initializers.normal(0.02)
-        table = self.param("embedding", init, (self.buckets, self.heads), jnp.float32)
-        relative = keys[..., None, :] - queries[..., :, None]
-        bucket = t5_bucket(relative, self.bidirectional, self.buckets, self.max_distance)
-        return jnp.moveaxis(table[bucket], -1, -3)
-
-
 def sinusoidal(length: int, width: int) -> Float[np.ndarray, "N C"]:
     """sin(m / 10000^(2i/C)) in dim 2i, cos of it in dim 2i + 1, float32. Source: Vaswani et al. 2017, section 3.5."""
     if width % 2:
@@ -460,6 +439,12 @@ def _typed(name: str, value: Any) -> Any:
     if name == "original_max_position_embeddings":
         return int(value)
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _rule(rope_type: str) -> _Rule:
+    if rope_type not in _RULES:
+        raise ValueError(f"unknown rope_type {rope_type!r}; nearest: {_nearest(str(rope_type), _RULES)}")
+    return _RULES[rope_type]
 
 
 def _need(value: Any) -> Any:
