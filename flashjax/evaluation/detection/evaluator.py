@@ -1,0 +1,104 @@
+"""The entry: `evaluate` for what is there, `Evaluator` for what comes batch by batch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flashjax.evaluation.detection import formats, protocols
+from flashjax.evaluation.detection.accumulate import recalls_of
+from flashjax.evaluation.detection.compare import compare
+from flashjax.evaluation.detection.formats import AreaFrom, BoxFormat
+from flashjax.evaluation.detection.protocols import Protocol
+from flashjax.evaluation.detection.result import Curves, Result, summarise
+from flashjax.evaluation.detection.tables import Detections, GroundTruth, select, take_rows
+
+
+def load(
+    ground_truth: Any,
+    detections: Any,
+    protocol: str | Protocol = "coco",
+    iou_type: str = "bbox",
+    *,
+    area: AreaFrom = "given",
+    box_format: BoxFormat = "xywh",
+) -> tuple[GroundTruth, Detections]:
+    """Both, read and checked: what `evaluate` does first, and accepts in place of files."""
+    asked = protocols.get(protocol, iou_type)
+    truth = formats.load_ground_truth(
+        ground_truth, iou_type, area=area, box_format=box_format, lvis=asked.federated
+    )
+    return truth, formats.load_detections(detections, truth.catalogue, iou_type, box_format=box_format)
+
+
+def evaluate(
+    ground_truth: Any,
+    detections: Any,
+    protocol: str | Protocol = "coco",
+    iou_type: str = "bbox",
+    *,
+    iou_thresholds: Sequence[float] | None = None,
+    recall_thresholds: Sequence[float] | None = None,
+    max_detections: Sequence[int] | None = None,
+    areas: Mapping[str, tuple[float, float]] | None = None,
+    use_categories: bool | None = None,
+    sigmas: Sequence[float] | None = None,
+    image_ids: Sequence[Any] | None = None,
+    category_ids: Sequence[int] | None = None,
+    area: AreaFrom = "given",
+    box_format: BoxFormat = "xywh",
+) -> Result:
+    """Average precision and recall of ``detections``."""
+    asked = protocols.get(
+        protocol,
+        iou_type,
+        iou_thresholds=None if iou_thresholds is None else tuple(float(t) for t in iou_thresholds),
+        recall_thresholds=None if recall_thresholds is None else tuple(float(r) for r in recall_thresholds),
+        max_detections=None if max_detections is None else tuple(max_detections),
+        areas=None if areas is None else tuple((label, *map(float, span)) for label, span in areas.items()),
+        use_categories=use_categories,
+        sigmas=None if sigmas is None else tuple(sigmas),
+    )
+    truth, found = load(ground_truth, detections, asked, iou_type, area=area, box_format=box_format)
+    return measure(truth, found, asked, iou_type, image_ids, category_ids)
+
+
+def measure(
+    truth: GroundTruth,
+    found: Detections,
+    protocol: Protocol,
+    iou_type: str,
+    image_ids: Sequence[Any] | None = None,
+    category_ids: Sequence[int] | None = None,
+) -> Result:
+    """The result for tables that are read and checked."""
+    if protocol.per_image is not None:
+        found = take_rows(found, formats.limit_per_image(found, protocol.per_image))
+        if protocol.official:  # its program numbers what is left, and leaves out what has no area
+            ids = np.arange(1, len(found) + 1)
+            found = take_rows(Detections(**{**vars(found), "ids": ids}), np.flatnonzero(_area(found) > 0))
+            truth = take_rows(truth, np.flatnonzero(truth.area > 0))
+    truth, found = select(truth, found, image_ids, category_ids)
+    comparison = compare(truth, found, protocol, iou_type)
+    voc = protocol.matching == "voc"
+    eps = 0.0 if voc else float(np.spacing(1))
+    catalogue = truth.catalogue
+    curves = Curves(
+        np.array(protocol.iou_thresholds),
+        None if protocol.recall_thresholds is None else np.array(protocol.recall_thresholds),
+        catalogue.names if protocol.use_categories else ("all",),
+        tuple(label for label, _, _ in protocol.areas),
+        protocol.max_detections,
+        recalls_of(comparison.ranking, len(protocol.iou_thresholds), protocol.max_detections),
+        comparison.ranking,
+        eps,
+    )
+    names, stats = summarise(protocol, iou_type, curves, catalogue.frequency)
+    return Result(protocol, iou_type, stats, names, curves, comparison)
+
+
+def _area(found: Detections) -> np.ndarray:
+    if found.area is not None:
+        return found.area
+    assert found.masks is not None
+    return found.masks.areas()
