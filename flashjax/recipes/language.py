@@ -32,12 +32,12 @@ from flashjax.training.sharding import Rule, Rules, fsdp, tensor_parallel
 from flashjax.training.watchdog import Watchdog
 
 RULES: Rules = (
-    Rule(r"(attn/(query|key|value|gate)|mlp/(gate|up))/kernel$", tensor_parallel(-1)),
-    Rule(r"(attn/out|mlp/down)/kernel$", tensor_parallel(-2)),
+    Rule(r"(attn/(query|key|value|gate)|mlp/(gate|up)|gau/(gate|value))/kernel$", tensor_parallel(-1)),
+    Rule(r"(attn/out|mlp/down|gau/out)/kernel$", tensor_parallel(-2)),
     Rule(r".*", fsdp),
 )
-"""Attention and feed-forward split over the tensor axis: columns of what enters a branch, rows of what leaves it. For
-scanned layers and for layers apart."""
+"""Attention, feed-forward and gated units split over the tensor axis: columns of what enters a branch, rows of what
+leaves it. For Transformers and FLASH, for scanned layers and for layers apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
