@@ -5,7 +5,7 @@ Shapes: B rows (prompts), N padded length of a prompt, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,10 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     key: PRNGKeyArray | None = None,
-    eos: int | None = None,
+    eos: int | Collection[int] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt; up to `max_new_tokens`, ending with `eos` where that came.
+    """The tokens that follow each prompt; up to `max_new_tokens`, ending with `eos` (or one of them) where that came.
 
     Prompts may differ in length: they are padded behind to a power of two, and read side by side in one call, so that
     few lengths are compiled. `on_token(row, token)` is told of each token as it comes.
@@ -104,6 +104,7 @@ def generate(
     _check(model, prompts, max_new_tokens)
     model, variables = for_decoding(model, variables)
     key = jax.random.key(0) if key is None else key
+    ends = eos if isinstance(eos, Collection) else (eos,)
     lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
     most = _most(model)
     N = min(_power(int(lengths.max())), most)
@@ -123,7 +124,7 @@ def generate(
             out[row].append(now[row])
             if on_token is not None:
                 on_token(row, now[row])
-            if now[row] == eos:
+            if now[row] in ends:
                 going.remove(row)
         if not going or i == max_new_tokens:
             break

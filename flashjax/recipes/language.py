@@ -73,8 +73,6 @@ class Language:
     model: nn.Module
     variables: dict[str, Any] | None = None
     """Pretrained ones, host arrays."""
-    bos: int | None = None
-    """What a prompt begins with, where the pretrained model says."""
 
 
 def initial(config: Any, module: type[nn.Module]) -> Language:
@@ -93,17 +91,17 @@ def initial(config: Any, module: type[nn.Module]) -> Language:
             raise ValueError(f"--init {config.init}: the run has no whole checkpoint yet")
         model = dataclasses.replace(from_plain(type(config.model), run.config["model"], str(path)), **how)
         tokenizer = run.config["data"]["tokenizer"]
-        variables, bos = {"params": layers_as(run.variables["params"], model.scan_layers)}, None
+        variables = {"params": layers_as(run.variables["params"], model.scan_layers)}
     else:
         loaded = interop.load(config.init, **how)
         if not isinstance(loaded.config, type(config.model)):
             raise ValueError(f"--init {config.init} is a Transformer, and this launcher trains a {module.__name__}")
-        model, variables, bos = loaded.config, loaded.variables, loaded.bos
+        model, variables = loaded.config, loaded.variables
         tokenizer = str(loaded.tokenizer) if loaded.tokenizer else config.data.tokenizer
     if config.data.tokenizer == TextConfig().tokenizer:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
     config = dataclasses.replace(config, model=model)
-    return Language(config, module(model), variables, bos)
+    return Language(config, module(model), variables)
 
 
 def layers_as(params: Mapping[str, Any], scanned: bool) -> dict[str, Any]:
@@ -232,9 +230,9 @@ def _held_out(built: Experiment, most: int) -> np.ndarray:
     return tokens[None, :most]
 
 
-def _prompt_tokens(config: Any, tokenizer: Tokenizer, bos: int | None = None) -> np.ndarray:
-    bos = tokenizer.bos if bos is None else bos
-    start = [] if bos is None else [bos]
+def _prompt_tokens(config: Any, tokenizer: Tokenizer) -> np.ndarray:
+    # The tokenizer says it, not the model: SmolLM2's has a first token that its texts do not begin with.
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
     return np.asarray([*start, *tokenizer.encode(config.prompt, specials=True)], np.int32)[None]
 
 
@@ -302,7 +300,7 @@ def predict(config: Any, module: type[nn.Module], program: str) -> None:
     if run is not None:
         model = from_plain(type(config.model), run.config["model"], workdir(config, program))
         config, variables = dataclasses.replace(config, model=model), run.variables
-    tokens = _prompt_tokens(config, tokenizer, language.bos)[0]
+    tokens = _prompt_tokens(config, tokenizer)[0]
     if not config.prompt and not len(tokens):
         raise ValueError("nothing to continue: give a text with --prompt")
     variables = jax.device_put(variables)
