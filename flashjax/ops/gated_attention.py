@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 Heads = Float[Array, "B N s"]
@@ -147,7 +148,7 @@ def mixed_chunk(
     out = jnp.einsum("bgij,bgje->bgie", A.astype(v.dtype), V)
     if causal and V.shape[1] > 1:
         KV = jnp.einsum("bgjs,bgje->bgse", K_lin[:, :-1] / C, V[:, :-1], preferred_element_type=jnp.float32)
-        S = jnp.cumsum(KV, axis=1).astype(v.dtype)
+        S = jnp.cumsum(_gathered(KV), axis=1).astype(v.dtype)
         lin = jnp.einsum("bgis,bgse->bgie", Q_lin[:, 1:], S)
         out = out + jnp.pad(lin, ((0, 0), (1, 0), (0, 0), (0, 0)))
     if not causal:
@@ -221,6 +222,11 @@ def mixed_chunk_packed(
     return out.reshape(B, -1, v.shape[-1])[:, :N]
 
 
+def _gathered(sums: Float[Array, "B G s e"]) -> Float[Array, "B G s e"]:
+    """All chunks' sums on each device, however the row is split: adding them up then needs no talk."""
+    return with_logical_constraint(sums, ("batch", None, None, "mlp"))
+
+
 def _far(
     Q: Float[Array, "B G C s"],
     K: Float[Array, "B G C s"],
@@ -238,6 +244,7 @@ def _far(
         return jnp.zeros_like(V)
     K = jnp.where((ids == edge[..., None])[..., None], K, 0)
     L = jnp.einsum("bgjs,bgje->bgse", K[:, :-gap], V[:, :-gap], preferred_element_type=jnp.float32)
+    L = _gathered(L)
     goes_on = jnp.pad(edge[:, 1:-gap] == edge[:, : -gap - 1], ((0, 0), (1, 0)))
 
     def add(earlier, later):
