@@ -253,7 +253,7 @@ def test_rows_of_padding_are_finite(case):
 @pytest.mark.slow
 def test_blocks_of_queries_change_nothing():
     module, variables = model("quad")
-    tokens = text(2, 11)
+    tokens = jnp.asarray(text(2, 11))
 
     def gradients(block):
         blocked = Flash(dataclasses.replace(module.config, query_block=block))
