@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
     "rerope": Method("distances", _extension("rerope", **_REROPE)),
     # Su, kexue.fm 9728: w is a quarter of L, and the farthest distance half of it.
     "leaky_rerope": Method(
-        "distances", _extension("leaky_rerope", window=lambda L, s: L // 4, factor=lambda L, s: max(1.0, 4 * s - 1))
+        "distances", _extension("leaky_rerope", window=lambda L, s: L // 4, factor=lambda L, s: float(4 * s - 1))
     ),
     "self_extend": Method("distances", _extension("self_extend", window=lambda L, s: L // 2, group=_group)),
     "dual_chunk": Method("distances", _extension("dual_chunk", chunk=lambda L, s: 3 * L // 4)),

@@ -12,7 +12,7 @@ head.
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -121,21 +121,22 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "dual_chunk": ("chunk", "length"),
 }
 
-Pairs = Bool[Array, "B Q K"]
-At = Int[Array, "B N"] | Float[Array, "B N"]
-Part = tuple[Pairs | None, Array, Array]
-"""(where this part holds, a(i) [B, Q], b(j) [B, K])."""
+Host = Array | np.ndarray
+Pairs = Bool[Host, "B Q K"]
+Part = tuple[Any, Any, Any]
+"""(where this part holds [B, Q, K] or None, a(i) [B, Q], b(j) [B, K])."""
 
 
-def parts(e: Extension, i: Int[Array, "B Q"], j: Int[Array, "B K"], causal: bool = True) -> list[Part]:
-    """The rule of distances; the first part holds everywhere.
+def parts(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool = True) -> list[Part]:
+    """The rule of distances; the first part holds everywhere. Of numpy's positions in numpy.
 
     Raises ValueError for a kind that only looks back, where not causal.
     """
-    zero_i, zero_j = jnp.zeros_like(i), jnp.zeros_like(j)
+    xp = i.__array_namespace__()
+    zero_i, zero_j = xp.zeros_like(i), xp.zeros_like(j)
     d, w = i[:, :, None] - j[:, None, :], e.window or 0
 
-    def mirrored(a_i: Array, b_j: Array, a_j: Array, b_i: Array) -> list[Part]:
+    def mirrored(a_i: Any, b_j: Any, a_j: Any, b_i: Any) -> list[Part]:
         """From w on back a(i) - b(j), and, where not causal, b(i) - a(j) from w on ahead."""
         return [(d >= w, a_i, b_j), *([] if causal else [(d <= -w, b_i, a_j)])]
 
@@ -146,7 +147,7 @@ def parts(e: Extension, i: Int[Array, "B Q"], j: Int[Array, "B K"], causal: bool
         case "none" | "window":
             return [plain]
         case "sinks":
-            return [plain, (d >= w, jnp.minimum(i, (e.sinks or 0) + w - 1), j)]
+            return [plain, (d >= w, xp.minimum(i, (e.sinks or 0) + w - 1), j)]
         case "lambda" | "rerope":
             return [plain, *mirrored(zero_i + w, zero_j, zero_j + w, zero_i)]
         case "leaky_rerope":
@@ -158,18 +159,18 @@ def parts(e: Extension, i: Int[Array, "B Q"], j: Int[Array, "B K"], causal: bool
         case "dual_chunk":
             s, L, w = e.chunk or 1, e.length or 0, e.local
             chunks = i[:, :, None] // s - j[:, None, :] // s
-            before = jnp.where(i % s < w, s + i % s, L - 1)
+            before = xp.where(i % s < w, s + i % s, L - 1)
             return [(None, i % s, j % s), (chunks == 1, before, j % s), (chunks > 1, zero_i + L - 1, j % s)]
     raise AssertionError(e.kind)
 
 
-def seen(e: Extension, i: Int[Array, "B Q"], j: Int[Array, "B K"], causal: bool = True) -> Pairs:
+def seen(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool = True) -> Pairs:
     """Which keys a query sees, of its own segment."""
     d = i[:, :, None] - j[:, None, :]
-    mask = d >= 0 if causal else jnp.ones(d.shape, bool)
+    mask = d >= 0 if causal else d == d
     match e.kind:
         case "window":
-            return mask & (jnp.abs(d) < (e.window or 0))
+            return mask & (abs(d) < (e.window or 0))
         case "sinks" | "lambda":
             return mask & ((d < (e.window or 0)) | (j[:, None, :] < (e.sinks or 0)))
     return mask
@@ -284,9 +285,9 @@ def log_n(e: Extension, n: Int[Array, "B Q"]) -> Float[Array, "B Q"]:
 
 def distances(e: Extension, length: int, causal: bool = True) -> Float[np.ndarray, "N N"]:
     """d(i, j) for every pair of a sequence, NaN for a key that is not seen: the picture of a method."""
-    at = jnp.arange(length)[None]
-    d = jnp.zeros((1, length, length))
+    at = np.arange(length)[None]
+    d = np.zeros((1, length, length))
     for where, a, b in parts(e, at, at, causal):
         new = a[:, :, None] - b[:, None, :]
-        d = new if where is None else jnp.where(where, new, d)
-    return np.asarray(jnp.where(seen(e, at, at, causal), d, jnp.nan)[0])
+        d = new if where is None else np.where(where, new, d)
+    return np.where(seen(e, at, at, causal), d, np.nan)[0]

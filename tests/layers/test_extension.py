@@ -90,20 +90,22 @@ def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return draw(size=(B, N, H, D)) * 2, draw(size=(B, N, HK, D)) * 2, draw(size=(B, N, HK, D + 1))
 
 
-@functools.cache
-def compiled(e: Extension, block: int = 256, rope: RopeParameters | None = ROPE, causal: bool = True):
-    def run(q, k, v, i, j, valid, q_ids=None, k_ids=None):
-        return attend(q, k, v, i, j, valid, rope, e, causal, q_segment_ids=q_ids, k_segment_ids=k_ids, block=block)
+def runner(e: Extension, block: int = 256, rope: RopeParameters | None = ROPE, causal: bool = True):
+    """Not compiled as a whole: the rules have their operations in common."""
 
-    return jax.jit(run)
+    def run(*arrays):
+        q, k, v, i, j, valid, *ids = map(jnp.asarray, arrays)
+        ids = dict(zip(("q_segment_ids", "k_segment_ids"), ids, strict=bool(ids)))
+        return attend(q, k, v, i, j, valid, rope, e, causal, block=block, **ids)
+
+    return run
 
 
 @functools.cache
 def forward(e: Extension, **options) -> np.ndarray:
-    """Of `arrays`, in three blocks, the last one padded."""
+    """Of `arrays`."""
     at = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
-    run = compiled(e, **({"block": 8} | options))
-    return np.asarray(run(*(x.astype(np.float32) for x in arrays()), at, at, at >= 0))
+    return np.asarray(runner(e, **options)(*(x.astype(np.float32) for x in arrays()), at, at, at >= 0))
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -117,15 +119,14 @@ def test_every_rule_is_its_loop_over_pairs(name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_cached_steps_are_the_forward_pass(name):
-    """One query over a cache of unrotated keys, whose unfilled slots hold rubbish."""
+def test_a_query_is_told_by_the_keys_up_to_it(name):
+    """Whatever the slots of a cache hold that are not filled yet."""
     e, (q, k, v) = RULES[name], (x.astype(np.float32) for x in arrays())
     full, at = forward(e), np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
     for t in (0, 5, 11, N - 1):
         valid = np.asarray(at) <= t
         cache = [np.where(valid[:, :, None, None], x, np.float32(99)) for x in (k, v)]
-        step = compiled(e)(q[:, t : t + 1], *cache, at[:, t : t + 1], at, valid)
-        np.testing.assert_allclose(step[:, 0], full[:, t], atol=1e-5)
+        np.testing.assert_allclose(runner(e)(q, *cache, at, at, valid)[:, t], full[:, t], atol=1e-5)
 
 
 def test_within_the_training_length_the_rules_that_promise_it_change_nothing():
@@ -156,7 +157,7 @@ def test_packed_documents_are_as_if_alone():
     at = np.concatenate([np.arange(n) for n in (9, 4, 3, 3)])[None].repeat(B, 0)
     given = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     where, segments = jnp.asarray(at), jnp.asarray(ids)
-    got = compiled(e)(*given, where, where, jnp.ones((B, N), bool), segments, segments)
+    got = runner(e)(*given, where, where, jnp.ones((B, N), bool), segments, segments)
     np.testing.assert_allclose(got, reference(q, k, v, e, at, ids), atol=2e-5)
     assert not np.asarray(got[:, 16:]).any()
 
@@ -172,7 +173,7 @@ def test_looking_both_ways_sees_both_ways():
     """Time reversed and angles conjugated is the same."""
     q, k, v = (x.astype(np.float32) for x in arrays())
     at = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
-    run = compiled(RULES["rerope"], causal=False)
+    run = runner(RULES["rerope"], causal=False)
     mirror = run(*(x[:, ::-1] for x in (q * HALVES, k * HALVES, v)), at, at, at >= 0)[:, ::-1]
     ahead = run(q, k, v, at, at, at >= 0)
     np.testing.assert_allclose(ahead, mirror, atol=1e-5)
@@ -182,13 +183,15 @@ def test_looking_both_ways_sees_both_ways():
 HALVES = np.where(np.arange(D) < D // 2, 1, -1).astype(np.float32)
 
 
-def test_gradients_go_through_the_blocks():
+def test_blocks_of_queries_are_the_whole():
+    """Three of them, the last one padded; outputs and gradients."""
     q, k, v = (x.astype(np.float32) for x in arrays())
     at = np.broadcast_to(np.arange(N, dtype=np.int32), (B, N))
 
     def gradients(block):
-        run = compiled(RULES["window"], block=block)
-        return jax.jit(jax.grad(lambda *x: (run(*x, at, at, at >= 0) ** 2).sum(), (0, 1, 2)))(q, k, v)
+        run = runner(RULES["rerope_log_n"], block=block)
+        loss = lambda *x: (run(*x, at, at, at >= 0) ** 2).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
 
     whole, cut = gradients(256), gradients(8)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), whole, cut)
@@ -204,10 +207,11 @@ def test_without_positions_only_the_mask_remains():
     np.testing.assert_allclose(zero, np.einsum("bhij,bjhe->bihe", weights, v.repeat(2, 2)), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_its_softmax_in_float32():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in arrays())
     at = jnp.broadcast_to(jnp.arange(N), (B, N))
-    got = compiled(RULES["rerope"])(q, k, v, at, at, at >= 0)
+    got = runner(RULES["rerope"])(q, k, v, at, at, at >= 0)
     assert got.dtype == jnp.bfloat16
     want = reference(*(np.asarray(x, np.float64) for x in (q, k, v)), RULES["rerope"])
     assert np.abs(np.asarray(got, np.float64) - want).max() < 0.15
