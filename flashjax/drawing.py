@@ -133,6 +133,78 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same for a terminal and for Markdown."""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    edge = [f"{'-' * widths[0]}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+
+    def line(row: Sequence[str]) -> str:
+        words = [row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]
+        return f"| {' | '.join(words)} |"
+
+    return "\n".join([line(heads), line(edge), *map(line, rows)])
+
+
+WIDE, TALL, NAME = 760, 360, 6.2  # of a scatter; units that a letter of a name takes
+
+
+def scatter(
+    title: str, groups: Mapping[str, Sequence[tuple[float, float, str]]], x_name: str, y_name: str, note: str = ""
+) -> str:
+    """A figure of named points (x, y, name), a colour for each group."""
+    points = [point for found in groups.values() for point in found]
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(ys), max(ys), 6)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, down = ((v - t[0]) / (t[-1] - t[0]) for v, t in ((x, x_ticks), (y, y_ticks)))
+        return LEFT + (WIDE - LEFT - RIGHT) * across, TALL - 40 - (TALL - TOP - 40) * down
+
+    grid = []
+    for tick in y_ticks:
+        _, y = at(x_ticks[0], tick)
+        grid.append(f'<line x1="{LEFT}" x2="{WIDE - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        grid.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label(tick, y_ticks)}</text>')
+    for tick in x_ticks:
+        x, _ = at(tick, y_ticks[0])
+        grid.append(f'<text x="{x:.1f}" y="{TALL - 22}" text-anchor="middle">{label(tick, x_ticks)}</text>')
+    grid.append(f'<text x="{WIDE / 2}" y="{TALL - 5}" text-anchor="middle">{escape(x_name)}</text>')
+    drawn, legend, taken = [], [], [(x - 4, y - 4, x + 4, y + 4) for x, y in (at(p[0], p[1]) for p in points)]
+    for number, (group, found) in enumerate(groups.items()):
+        color = f"c{number % COLORS + 1}"
+        legend.append(f'<span class="{color}">{escape(group)}</span>')
+        for x_value, y_value, name in found:
+            x, y = at(x_value, y_value)
+            words = f"{name}: {x_name} {x_value:,.4g}, {y_name} {y_value:.4g}"
+            drawn.append(
+                f'<circle class="{color}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(words)}</title></circle>'
+            )
+            place = _free(x, y, len(name) * NAME, taken)
+            if place is not None:
+                drawn.append(f'<text x="{place[0]:.1f}" y="{place[1]:.1f}">{escape(name)}</text>')
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return (
+        f'<figure><figcaption><h2>{escape(title)}</h2><p class="legend">{"".join(legend)}</p></figcaption>'
+        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(y_name)} by {escape(x_name)}">'
+        f'<g class="grid">{"".join(grid)}</g>{"".join(drawn)}</svg>{below}</figure>'
+    )
+
+
+Box = tuple[float, float, float, float]
+
+
+def _free(x: float, y: float, width: float, taken: list[Box]) -> Point | None:
+    """Where a name of `width` hides no other name and no point: beside, above or below (x, y); its place is taken."""
+    beside = [(x + 7, y + 4), (x - 7 - width, y + 4)]
+    for left, base in [*beside, *((x - width / 2, y + d) for d in (-9, 17, -22, 30))]:
+        box = (left, base - 11, left + width, base + 2)
+        inside = left >= LEFT and left + width <= WIDE and base > TOP
+        if inside and all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken):
+            taken.append(box)
+            return left, base
+    return None
+
+
 def thinned(points: Sequence[Point]) -> list[Point]:
     """At most MOST_POINTS points, each the mean of its neighbours, the last one kept as it is."""
     size = math.ceil(len(points) / MOST_POINTS)

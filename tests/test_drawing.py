@@ -47,3 +47,25 @@ def test_ticks_are_round_and_enclose(low, high, labels):
     ticks = drawing.ticks(low, high, 5)
     assert ticks[0] <= low and ticks[-1] >= high
     assert [drawing.label(tick, ticks) for tick in ticks] == labels
+
+
+def test_names_of_points_hide_neither_each_other_nor_points():
+    points = {"few": [(1.0, 1.0, "alone"), (5.0, 2.0, "a"), (5.1, 2.0, "b")], "more": [(5.05, 2.01, "a long name")]}
+    svg = drawing.scatter("Loss <by> speed", points, "tokens/s", "loss", note="n")
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([^<]+)</text>', svg)
+    boxes = [(float(x), float(y) - 11, float(x) + len(w) * drawing.NAME, float(y) + 2) for x, y, w in found]
+    assert {w for *_, w in found} == {"alone", "a", "b", "a long name"}
+    for i, one in enumerate(boxes):
+        for other in boxes[:i]:
+            assert one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+    assert svg.count('circle class="c1"') == 3 and svg.count('circle class="c2"') == 1
+    assert "alone: tokens/s 1, loss 1" in svg and "Loss &lt;by&gt; speed" in svg
+
+
+def test_a_text_table_is_markdown_and_reads_as_it_is():
+    assert drawing.text_table(["m", "loss"], [["a", "1.5"], ["long", "2"]]).splitlines() == [
+        "| m    | loss |",
+        "| ---- | ---: |",
+        "| a    |  1.5 |",
+        "| long |    2 |",
+    ]

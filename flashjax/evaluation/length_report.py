@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flashjax import drawing
 from flashjax.drawing import STYLE, heat_map, line_chart, table
 from flashjax.evaluation.length import by_bucket
 from flashjax.evaluation.length_methods import FAMILIES
@@ -50,15 +51,7 @@ def cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 def text_table(lines: Sequence[Line]) -> str:
     """The table of `cells` for a terminal and for Markdown."""
-    heads, rows = cells(lines)
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-    edge = [f"{'-' * widths[0]}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-
-    def line(row: Sequence[str]) -> str:
-        words = [row[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(row[1:], widths[1:], strict=True))]
-        return f"| {' | '.join(words)} |"
-
-    return "\n".join([line(heads), line(edge), *map(line, rows)])
+    return drawing.text_table(*cells(lines))
 
 
 def write_files(directory: Path, lines: Sequence[Line], facts: Mapping[str, Any]) -> tuple[Path, Path]:
