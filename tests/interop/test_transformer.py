@@ -363,6 +363,17 @@ def test_sliding_windows() -> None:
     assert config_to_hf(config_from_hf(qwen))["sliding_window"] == 256
 
 
+def test_every_field_has_been_thought_of() -> None:
+    """A field that changes the function and that `config_to_hf` does not know would be lost without a word."""
+    written = "vocab_size width depth heads kv_heads head_dim hidden activation norm norm_epsilon max_length rope"
+    written += " mixer mixer_options qkv_bias out_bias mlp_bias qk_norm position tie_embeddings"
+    refused = "causal norm_position embed_scale full_last extension"
+    of_other_positions = "t5_buckets t5_max_distance"
+    of_training = "dropout_rate initializer scan_layers remat dtype"
+    known = " ".join([written, refused, of_other_positions, of_training]).split()
+    assert sorted(known) == sorted(field.name for field in dataclasses.fields(TransformerConfig))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
