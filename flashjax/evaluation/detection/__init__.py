@@ -3,5 +3,6 @@
 from flashjax.evaluation.detection.evaluator import evaluate, load
 from flashjax.evaluation.detection.protocols import PROTOCOLS, Protocol
 from flashjax.evaluation.detection.result import Result
+from flashjax.evaluation.detection.streaming import Evaluator
 
-__all__ = ["PROTOCOLS", "Protocol", "Result", "evaluate", "load"]
+__all__ = ["PROTOCOLS", "Evaluator", "Protocol", "Result", "evaluate", "load"]

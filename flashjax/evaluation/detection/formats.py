@@ -129,9 +129,7 @@ def _coco_ground_truth(data: Any, source: str, iou_type: str, area: AreaFrom, lv
     _check_area(areas, source)
     crowd = _flags([r.get("iscrowd", 0) for r in records], source, "annotation", "iscrowd")
     ignore = _flags([r.get("ignore", 0) for r in records], source, "annotation", "ignore")
-    return GroundTruth(
-        catalogue, image, category, ids, areas, crowd, ignore, boxes, None, masks, keypoints, counts
-    )
+    return GroundTruth(catalogue, image, category, ids, areas, crowd, ignore, boxes, None, masks, keypoints, counts)
 
 
 def _coco_catalogue(data: Mapping[str, Any], source: str, lvis: bool) -> Catalogue:
@@ -333,7 +331,7 @@ def _coco_detections(records: Records, catalogue: Catalogue, iou_type: str, sour
     # As in COCO's program, the first result says what all of them are.
     first = records[0] if count else {}
     boxed = bool("bbox" in first and first["bbox"] != [])
-    boxes = _boxes(records, source, what) if boxed else None
+    boxes = _boxes(records, source, what) if boxed or (not count and iou_type == "bbox") else None
     area = masks = keypoints = None
     if boxes is not None:
         area = boxes[:, 2] * boxes[:, 3]
@@ -452,7 +450,9 @@ def _voc_ground_truth(folder: Path) -> GroundTruth:
             corners = [_voc_float(box, key, path, f"object {index}") for key in ("xmin", "ymin", "xmax", "ymax")]
             if corners[2] < corners[0] or corners[3] < corners[1]:
                 raise ValueError(f"{path}: object {index}: bndbox {corners} has a negative width or height")
-            difficult = _voc_int(item, "difficult", path, f"object {index}") if item.find("difficult") is not None else 0
+            difficult = (
+                _voc_int(item, "difficult", path, f"object {index}") if item.find("difficult") is not None else 0
+            )
             rows.append((number, name.strip(), corners, difficult))
     names = sorted({name for _, name, _, _ in rows})
     if not names:
@@ -588,7 +588,9 @@ def _ids(values: Any, source: str, what: str) -> Array:
     if not kinds <= {int} and not kinds <= {str}:
         if all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds):
             return np.array(list(map(int, values)), np.int64)
-        odd = next((i, v) for i, v in enumerate(values) if type(v) is not type(values[0]) or not isinstance(v, int | str))
+        odd = next(
+            (i, v) for i, v in enumerate(values) if type(v) is not type(values[0]) or not isinstance(v, int | str)
+        )
         raise ValueError(f"{source}: {what} {odd[0]}: id {odd[1]!r} is no integer, as the others are")
     return np.array(values) if kinds == {str} else np.array(values, np.int64)
 
@@ -631,7 +633,9 @@ def _boxes(records: Records, source: str, what: str) -> Array:
 
 def _keypoints(lists: Sequence[Any], source: str, what: str) -> Array:
     """[N, J, 3]."""
-    count = len(lists[0]) if len(lists) else 0
+    if not len(lists):
+        return np.zeros((0, 0, 3))
+    count = len(lists[0])
     for row, points in enumerate(lists):
         if len(points) != count or count % 3 or count == 0:
             raise ValueError(

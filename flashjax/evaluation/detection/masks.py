@@ -11,6 +11,7 @@ from 5x + 2 to 5x + 3. What is written here are those rules, solved for the cros
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,20 +58,25 @@ class Masks:
 
         A run that passes from one column to the next covers the whole height, as in COCO's interface.
         """
-        height = np.repeat(self.sizes[:, 0].astype(np.float64), np.diff(self.starts) // 2)
-        begin, end = self.bounds[::2], self.bounds[1::2] - 1
-        # Quotients of whole numbers this small never round up to the next whole number.
-        x0, x1 = np.floor(begin / height), np.floor(end / height)
-        y0, y1 = begin - x0 * height, end - x1 * height
-        wide = np.flatnonzero(x0 < x1)
-        y0[wide], y1[wide] = 0, height[wide] - 1
-        some = np.flatnonzero(np.diff(self.starts) > 0)
         boxes = np.zeros((len(self), 4))
-        if len(some):
-            first = self.starts[some] // 2
-            left, top = x0[first], np.minimum.reduceat(y0, first)
-            right, bottom = np.maximum.reduceat(x1, first), np.maximum.reduceat(y1, first)
-            boxes[some] = np.stack([left, top, right - left + 1, bottom - top + 1], 1)
+        for piece in pieces(np.diff(self.starts)):
+            starts = self.starts[piece.start : piece.stop + 1]
+            bounds = self.bounds[starts[0] : starts[-1]].astype(np.float64)
+            runs = np.diff(starts) // 2
+            height = np.repeat(self.sizes[piece, 0].astype(np.float64), runs)
+            begin, end = bounds[::2], bounds[1::2] - 1
+            # Quotients of whole numbers this small never round up to the next whole number.
+            x0, x1 = np.floor(begin / height), np.floor(end / height)
+            begin -= x0 * height
+            end -= x1 * height
+            wide = np.flatnonzero(x0 < x1)
+            begin[wide], end[wide] = 0, height[wide] - 1
+            some = np.flatnonzero(runs > 0)
+            if len(some):
+                first = (starts[:-1][some] - starts[0]) // 2
+                left, top = x0[first], np.minimum.reduceat(begin, first)
+                right, bottom = np.maximum.reduceat(x1, first), np.maximum.reduceat(end, first)
+                boxes[piece.start + some] = np.stack([left, top, right - left + 1, bottom - top + 1], 1)
         return boxes
 
     def dense(self, row: int) -> Array:
@@ -266,7 +272,7 @@ def _numbers(text: Array, starts: Array, source: str, rows: Array) -> tuple[Arra
     if more[ends].any():
         row = int(np.searchsorted(starts, ends[np.argmax(more[ends])], side="right")) - 1
         raise ValueError(f"{source} {rows[row]}: its run lengths break off in the middle of a number")
-    value = _BITS[code]
+    value = _BITS.take(code)
     behind = more[:-1]  # a character, with `length` - 1 after it that belong to the same number
     rest, length = value, 1
     while behind.any():
@@ -282,7 +288,7 @@ def _numbers(text: Array, starts: Array, source: str, rows: Array) -> tuple[Arra
     begins = np.ones(len(code), bool)
     begins[1:] = ~more[:-1]
     first = np.flatnonzero(begins)
-    return rest[first].astype(np.int64), np.searchsorted(first, starts)
+    return rest.take(first).astype(np.int64), np.searchsorted(first, starts)
 
 
 # What a character adds: its 5 bits; of one that ends a number, the highest with the sign.
@@ -326,16 +332,14 @@ def _wrong_size(row: int, filled: Array, sizes: Array, source: str, rows: Array)
     )
 
 
-def _from_runs(
-    value: Array, starts: Array, sizes: Array, source: str, rows: Array, differences: bool = False
-) -> Masks:
+def _from_runs(value: Array, starts: Array, sizes: Array, source: str, rows: Array, differences: bool = False) -> Masks:
     """Runs from (background, foreground, ...) lengths, or from the differences that strings hold."""
     lengths = np.diff(starts)
     runs = lengths // 2
     is_foreground = np.repeat((starts[:-1] & 1).astype(bool), lengths)
     is_foreground[1::2] ^= True
     place = np.flatnonzero(is_foreground)
-    fore, back = value[place], value[place - 1]
+    fore, back = value.take(place), value.take(place - 1)
     some = np.flatnonzero(runs > 0)
     each, first = runs[some], offsets(runs)[some]
     if differences:
@@ -422,9 +426,8 @@ def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], sizes: Array, s
             f"{source} {int(owner[bad[0]])}: a polygon of {int(lengths[bad[0]])} numbers; x, y, x, y, ... of three or "
             "more points are wanted"
         )
-    values = [value for mask in polygons for part in mask for value in part]
     try:
-        values = np.array(values, np.float64)
+        values = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, int(lengths.sum()))
     except (TypeError, ValueError):
         for row, mask in enumerate(polygons):
             for part in mask:
@@ -598,10 +601,10 @@ def intersections(a: Masks, b: Masks, rows_a: Array, rows_b: Array) -> Array:
         index, starts_a = ragged(a.starts[ra], a.starts[ra + 1])
         key = np.empty(int(na.sum() + nb.sum()), np.int64)
         mine, other = key[: len(index)], key[len(index) :]
-        np.left_shift(a.bounds[index], 1, out=mine)
+        np.left_shift(a.bounds.take(index), 1, out=mine)
         mine += np.repeat(pair, na)
         index, starts_b = ragged(b.starts[rb], b.starts[rb + 1])
-        np.left_shift(b.bounds[index], 1, out=other)
+        np.left_shift(b.bounds.take(index), 1, out=other)
         other += np.repeat(pair + 1, nb)
         key.sort(kind="stable")  # two rising lists: a single merge
         of_b = key & 1

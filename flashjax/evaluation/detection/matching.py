@@ -113,9 +113,7 @@ def match_greedily(
     take[:, alone] = bits[alone]
     called = place[detection]
     by_place = stable_order(called, len(place))
-    return [
-        _takes(called, truth, overlap, mine, off[truth], by_place) for off, mine in zip(ignored, take, strict=True)
-    ]
+    return [_takes(called, truth, overlap, mine, off[truth], by_place) for off, mine in zip(ignored, take, strict=True)]
 
 
 def _takes(detection: Array, truth: Array, overlap: Array, bits: Array, ignored: Array, order: Array) -> Takes:

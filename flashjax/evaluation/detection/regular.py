@@ -196,21 +196,21 @@ def _without_strings(part: bytes, outline: _Outline) -> tuple[bytes, Array, Arra
         raise _Irregular
     quotes = quotes.reshape(-1, outline.quotes)
     begin, end = quotes[:, outline.counts] + 1, quotes[:, outline.counts + 1]
-    inside = np.zeros(len(data) + 1, np.int8)
-    inside[begin] = 1
-    inside[end] -= 1
-    inside = np.cumsum(inside, dtype=np.int8)[:-1].astype(bool)
-    slashes = np.flatnonzero(data == 92)
     length = end - begin
-    kept = inside
+    spans = list(zip(begin.tolist(), end.tolist(), strict=True))
+    text = b"".join([part[i:j] for i, j in spans])
+    places = [0, *end.tolist()]
+    rest = b"".join([part[i:j] for i, j in zip(places, [*begin.tolist(), len(part)], strict=True)])
+    slashes = np.flatnonzero(data == 92)
     if len(slashes):  # in JSON a backslash is written twice; no other escape is a run length
-        pairs = slashes.reshape(-1, 2) if len(slashes) % 2 == 0 else np.zeros((1, 2), np.int64)
-        if (pairs[:, 1] != pairs[:, 0] + 1).any() or not inside[slashes].all():
+        if len(slashes) % 2 or b"\\" in rest:
             raise _Irregular
-        kept = inside.copy()
-        kept[pairs[:, 0]] = False
-        length = length - np.diff(np.searchsorted(pairs[:, 0], np.append(begin, len(data))))
-    return data[np.flatnonzero(~inside)].tobytes(), data[np.flatnonzero(kept)], length
+        first, second = slashes.reshape(-1, 2).T
+        if (second != first + 1).any():
+            raise _Irregular
+        text = text.replace(b"\\\\", b"\\")
+        length = length - np.diff(np.searchsorted(first, np.append(begin, len(data))))
+    return rest, np.frombuffer(text, np.uint8), length
 
 
 # Numbers.
@@ -273,11 +273,9 @@ def _numbers(part: bytes) -> tuple[Array, Array, list[tuple[int, int]]]:
             raise _Irregular from None
     integer = np.where(negative, -whole.astype(np.int64), whole.astype(np.int64))
     integer[(places > 0) | exponent | (end - begin > 18)] = _NO_INTEGER
-    signs = np.isin(before[power], (43, 45))
-    spans = [
-        (int(start) - 1 - int(sign) - _PAD, int(stop) - _PAD)
-        for start, stop, sign in zip(first[power], last[power], signs, strict=True)
-    ]
+    spans = []
+    for start, stop, letter in zip(first[power].tolist(), last[power].tolist(), before[power].tolist(), strict=True):
+        spans.append((start - (2 if letter in b"+-" else 1) - _PAD, stop - _PAD))
     return value, integer, spans
 
 

@@ -371,9 +371,9 @@ def summarise(
     else:
         has = {label: n + 1 for n, label in enumerate(labels[1:])}
         whole = 0
-    sizes = _SIZES if protocol.official else tuple(labels[1:])
+    sizes = tuple(_SIZES) if protocol.official else tuple(labels[1:])
     if protocol.official and iou_type == "keypoints":
-        sizes = _SIZES[1:]
+        sizes = sizes[1:]
     short = {label: _SIZES.get(label, f"_{label}") for label in sizes}
     fixed = [t for t in (0.5, 0.75) if protocol.official or t in protocol.iou_thresholds]
     rows: list[tuple[str, float]] = []

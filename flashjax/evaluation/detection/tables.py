@@ -160,9 +160,7 @@ def index_of(ids: Array, known: Array, source: str, what: str, kind: str, where:
         bad = known[place] != ids
     if bad.any():
         row = int(np.argmax(bad))
-        raise ValueError(
-            f"{source}: {what} {row}: {kind} {ids[row].item()!r} is not among the {len(known)} of {where}"
-        )
+        raise ValueError(f"{source}: {what} {row}: {kind} {ids[row].item()!r} is not among the {len(known)} of {where}")
     return place
 
 
