@@ -16,7 +16,7 @@ Draws: rows of w are independent, or orthogonal in blocks of D with the lengths 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -125,11 +125,11 @@ class Performer(Kernel):
     """positive, hyperbolic, trig (softmax); relu, sigmoid, exp, abs, gelu, cos, tanh, identity."""
     orthogonal: bool = True
     """Rows at right angles, in blocks of D."""
-    lengths: Literal["chi", "sqrt"] = "chi"
-    """Of orthogonal rows: as independent ones have (unbiased), or sqrt(D)."""
+    lengths: str = "chi"
+    """Of orthogonal rows: chi, as independent ones have (unbiased), or sqrt, all sqrt(D)."""
     redraw_every: int = 1000
     """Training steps (calls of the layer) between draws; 0: never."""
-    stabiliser: Literal["running", "sequence"] = "running"
+    stabiliser: str = "running"
     """running: as above. sequence: as public code does: the largest w.x of the whole sequence, and queries that keep
     exp(-|x|^2/2), so that 1e-4 weighs the more the longer they are; not for decoding, and only nearly causal."""
 
