@@ -54,6 +54,29 @@ def text_table(lines: Sequence[Line]) -> str:
     return drawing.text_table(*cells(lines))
 
 
+def cautions(lines: Sequence[Line], chance: float) -> list[str]:
+    """What cannot be concluded from these figures, as sentences.
+
+    ``chance`` is the share of a key's tokens that guessing gets right. A model that does not copy at the length it was
+    trained at cannot show which method lets it look further back.
+    """
+    words = ["One model and one seed for each line, and a few passages: gaps of a few percent may be noise."]
+    first = next(iter(grouped(lines).values()))[0]
+    gain = first["repeated_accuracy"] - first["accuracy"]
+    if gain < 0.1:
+        words.append(
+            f"At {first['multiple']}x, text that came once before is predicted at {first['repeated_accuracy']:.0%}, "
+            f"new text at {first['accuracy']:.0%}: this model hardly copies from its context even there. These figures "
+            "say which methods keep the loss, not which make use of far text: a window forgets and does as well."
+        )
+    if _mean(first["passkey"]) < max(2 * chance, 0.3):
+        words.append(
+            f"It finds no keys at {first['multiple']}x either ({_mean(first['passkey']):.0%} of their tokens): the "
+            "passkey maps say nothing about the methods."
+        )
+    return words
+
+
 def write_files(directory: Path, lines: Sequence[Line], facts: Mapping[str, Any]) -> tuple[Path, Path]:
     """results.json (facts and lines as they are) and results.csv (a row a line, passkey by depth in columns)."""
     directory.mkdir(parents=True, exist_ok=True)
