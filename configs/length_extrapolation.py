@@ -68,7 +68,7 @@ class LengthExtrapolation:
 def demo() -> LengthExtrapolation:
     """A byte Transformer, 128 wide and 4 deep, trained at 128 bytes; keys of letters, as the Bible has no digits."""
     run = TrainedRun(
-        steps=1500,
+        steps=800,
         model=TransformerConfig(
             vocab_size=260,
             width=128,
@@ -91,7 +91,7 @@ def demo() -> LengthExtrapolation:
             clip_norm=1.0,
             schedule=ScheduleConfig(warmup_steps=100),
         ),
-        train=TrainConfig(log_every=50, eval_every=500),
+        train=TrainConfig(log_every=50, eval_every=400),
     )
     probes = ProbeConfig(alphabet="abcdefghijklmnopqrstuvwxyz")
     return LengthExtrapolation(run=run, probes=probes)

@@ -118,17 +118,11 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     where = Path(workdir(config))
     files = length_report.write_files(where, lines, facts)
     chance = 1 / len(set(config.probes.alphabet))
-    notes = [f"Trained at {L} tokens. {len(texts)} held-out texts of {held_out.name}.", *CAVEATS]
+    cautions = length_report.cautions(lines, chance)
+    notes = [f"Trained at {L} tokens. {len(texts)} held-out texts of {held_out.name}.", *cautions]
     page = length_report.write_figure(where / "figure.html", "Length extrapolation", lines, L, notes, chance)
-    print(f"\n{length_report.text_table(lines)}\n\n{CAVEATS[0]}\n")
+    print("\n".join(["", length_report.text_table(lines), "", *cautions, ""]))
     print("\n".join(f"  {path}" for path in (*files, page)))
-
-
-CAVEATS = (
-    "Read with care: one model, one seed, a few passages. A gap of a few percent in perplexity may be noise; a model "
-    "that cannot find a key at the length it was trained at says nothing about longer ones; and a low loss alone does "
-    "not show that far text is used: see the accuracy on repeated text.",
-)
 
 
 def main() -> None:

@@ -131,6 +131,12 @@ def test_a_study_as_table_files_and_page(rows, tmp_path):
     table = length_report.text_table(lines).splitlines()
     assert [cell.strip() for cell in table[0].split("|")[1:-1]][:5] == ["method", "1x", "2x", "4x", "1x, made for 4x"]
     assert [cell.strip() for cell in table[2].split("|")[-4:-1]] == ["100.0 %", "100 %", "100 %"]
+    (general,) = length_report.cautions(lines, 1 / 3)
+    assert "may be noise" in general
+    blind = [line | {"repeated_accuracy": 0.01, "passkey": [0.1]} for line in lines]
+    assert "hardly copies" in length_report.cautions(blind, 1 / 3)[1] and "finds no keys" in "".join(
+        length_report.cautions(blind, 1 / 3)
+    )
     json_file, csv_file = length_report.write_files(tmp_path, lines, {"trained_length": L})
     assert json.loads(json_file.read_text())["lines"] == lines
     read = list(csv.DictReader(csv_file.open()))
