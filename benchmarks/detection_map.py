@@ -90,14 +90,21 @@ def generate(scale: int, masks: bool, seed: int = 0) -> tuple[dict[str, Any], li
         "annotations": [
             {"id": i + 1, "image_id": 7 * int(im) + 1, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
             for i, (im, c, b, a, k) in enumerate(
-                zip(image, categories[label].tolist(), boxes.tolist(), area.tolist(), crowd.astype(int).tolist())
+                zip(
+                    image,
+                    categories[label].tolist(),
+                    boxes.tolist(),
+                    area.tolist(),
+                    crowd.astype(int).tolist(),
+                    strict=True,
+                )
             )
         ],
     }
     ids = (7 * d_image + 1).tolist()
     detections = [
         {"image_id": im, "category_id": c, "bbox": b, "score": s}
-        for im, c, b, s in zip(ids, categories[d_label].tolist(), d_boxes.tolist(), d_score.tolist())
+        for im, c, b, s in zip(ids, categories[d_label].tolist(), d_boxes.tolist(), d_score.tolist(), strict=True)
     ]
     if masks:
         _add_masks(rng, dataset["annotations"], detections, size[image], size[d_image], boxes, d_boxes, crowd)
@@ -144,7 +151,7 @@ def _add_masks(
     from flashjax.evaluation.detection import masks
 
     outlines = _outline(rng, boxes, 24).reshape(len(boxes), -1).tolist()
-    for i, (annotation, outline) in enumerate(zip(annotations, outlines)):
+    for i, (annotation, outline) in enumerate(zip(annotations, outlines, strict=True)):
         annotation["segmentation"] = [outline]
         if crowd[i]:
             drawn = masks.from_polygons([[outline]], size[i : i + 1])
@@ -155,7 +162,7 @@ def _add_masks(
         part = slice(first, first + step)
         outlines = _outline(rng, d_boxes[part], 24).reshape(len(d_boxes[part]), 1, -1)
         strings = masks.from_polygons(outlines, d_size[part]).strings()
-        for detection, text, hw in zip(detections[part], strings, d_size[part].tolist()):
+        for detection, text, hw in zip(detections[part], strings, d_size[part].tolist(), strict=True):
             del detection["bbox"]
             detection["segmentation"] = {"size": hw, "counts": text}
 

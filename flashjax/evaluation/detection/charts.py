@@ -188,14 +188,15 @@ td.number, th.number { text-align: right; white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 16px; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 14px; }
 .small svg text { font-size: 17px; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px 8px; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: 14px 16px 8px; }
 figure.picture { padding: 0 0 8px; overflow: hidden; }
 figure.picture figcaption { padding: 8px 12px 0; }
 figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 12px; flex-wrap: wrap; }
 figcaption b { font-variant-numeric: tabular-nums; }
 .legend { margin: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; color: var(--muted); font-size: 13px; }
-.legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 5px;
-  background: currentColor; }
+.legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
+  margin-right: 5px; background: currentColor; }
 .legend .c1::before, .legend .t0::before { background: var(--c1); } .legend .c2::before { background: var(--c2); }
 .legend .c3::before { background: var(--c3); } .legend .c4::before { background: var(--c4); }
 .legend .c5::before { background: var(--c5); }
@@ -217,7 +218,8 @@ table.bars tr:last-child > * { border-bottom: 0; }
 .barcell .bar { display: block; height: 14px; border-radius: 3px; background: var(--bar); min-width: 1px; }
 td.number { padding-right: 0; }
 table.classes td, table.classes th { padding: 3px 16px 3px 0; }
-table.confusion td { text-align: right; padding: 3px 6px; border: 1px solid var(--page); font-size: 12.5px; min-width: 34px; }
+table.confusion td { text-align: right; padding: 3px 6px; border: 1px solid var(--page); font-size: 12.5px;
+  min-width: 34px; }
 table.confusion th { font-size: 12.5px; padding: 3px 6px; border: 0; white-space: nowrap; }
 table.confusion thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; }
 .canvas { fill: var(--canvas); }
@@ -233,7 +235,7 @@ svg.picture text { paint-order: stroke; stroke: var(--halo); font-weight: 600; }
 .key span { color: var(--muted); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; align-items: start; }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.step { counter-increment: step; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; overflow-x: auto; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
+  overflow-x: auto; }
 @media print { figure { break-inside: avoid; } }
 """

@@ -194,7 +194,7 @@ def confusion_table(result: Result, iou: float = 0.5, min_score: float = 0.0) ->
 
 
 def _image_pairs(result: Result, least: float) -> overlaps.Pairs:
-    """All pairs of an image, whatever their classes, that overlap by ``least``; detections are places of the ranking."""
+    """All pairs of an image, of whatever classes, that overlap by ``least``; detections are places of the ranking."""
     c = result.comparison
     images = len(c.truth.catalogue.images)
     place = stable_order(c.found.image[c.ranking.rows], images)

@@ -187,7 +187,8 @@ def words(shown: Walk) -> str:
         verdict = "right" if r.right else "taken" if r.taken else "wrong"
         lines.append(
             f"   {r.letter}{r.image:6d}  {r.score:5.2f}  {r.overlap:6.0%}  {verdict:6}{r.hits:3d} {r.errors:3d}"
-            f"   {r.hits:2d}/{r.hits + r.errors:<2d} {r.precision:6.4f}   {r.hits:2d}/{n:2d} {r.recall:6.4f}   {r.envelope:7.4f}"
+            f"   {r.hits:2d}/{r.hits + r.errors:<2d} {r.precision:6.4f}   {r.hits:2d}/{n:2d} {r.recall:6.4f}"
+            f"   {r.envelope:7.4f}"
         )
     points = eleven_points(shown.rows)
     lines += [
@@ -234,7 +235,6 @@ def write_walk(directory: str | Path, shown: Walk) -> Path:
 
 
 def _pictures(shown: Walk) -> str:
-    _, found = columns()
     right = {row.letter for row in shown.rows if row.right}
     matches = shown.every.matches
     missed = set(matches.truth_ids[matches.missed].tolist())
@@ -262,7 +262,8 @@ def _table(shown: Walk) -> str:
             f"<td class=number>{r.overlap:.0%}</td><td class={'good' if r.right else 'bad'}>{escape(verdict)}</td>"
             f"<td class=number>{r.hits}</td><td class=number>{r.errors}</td>"
             f"<td class=number>{r.hits}/{r.hits + r.errors} = {r.precision:.4f}</td>"
-            f"<td class=number>{r.hits}/{shown.positives} = {r.recall:.4f}</td><td class=number>{r.envelope:.4f}</td></tr>"
+            f"<td class=number>{r.hits}/{shown.positives} = {r.recall:.4f}</td>"
+            f"<td class=number>{r.envelope:.4f}</td></tr>"
         )
     head = "".join(
         f"<th{' class=number' if number else ''}>{name}</th>"

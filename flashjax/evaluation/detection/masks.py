@@ -141,7 +141,7 @@ class Encoded:
         """
         rows = np.asarray(rows, np.int64)
         parts = []
-        for piece in pieces((self.starts[rows + 1] - self.starts[rows])):
+        for piece in pieces(self.starts[rows + 1] - self.starts[rows]):
             chosen = rows[piece]
             index, starts = ragged(self.starts[chosen], self.starts[chosen + 1])
             parts.append(_decode(self.text[index], starts, self.sizes[chosen], self.source, chosen))

@@ -6,6 +6,7 @@ default of each protocol reproduces its official program, and a preset beside it
 
 import difflib
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         rising = self.recall_thresholds
-        if rising is not None and (len(rising) == 0 or any(b < a for a, b in zip(rising, rising[1:], strict=False))):
+        if rising is not None and (len(rising) == 0 or any(b < a for a, b in pairwise(rising))):
             raise ValueError(f"recall_thresholds must rise and be at least one; they are {rising}")
         if len(self.iou_thresholds) == 0 or not all(0 <= t <= 1 for t in self.iou_thresholds):
             raise ValueError(f"iou_thresholds must be one or more of 0 .. 1; they are {self.iou_thresholds}")
@@ -166,12 +167,12 @@ def get(protocol: str | Protocol, iou_type: str, **changes: object) -> Protocol:
     protocol = replace(protocol, **{name: value for name, value in changes.items() if value is not None})
     limits = sorted(protocol.max_detections, key=lambda m: np.inf if m is None else m)
     protocol = replace(protocol, max_detections=tuple(limits))
-    if protocol.official and iou_type != "keypoints" and protocol.matching == "coco" and not protocol.federated:
-        if len(limits) < 3:
-            raise ValueError(
-                f"protocol '{protocol.name}' reads AR at three limits; max_detections is {tuple(limits)}: give three, "
-                "or use coco_fixed"
-            )
+    three = protocol.official and iou_type != "keypoints" and protocol.matching == "coco" and not protocol.federated
+    if three and len(limits) < 3:
+        raise ValueError(
+            f"protocol '{protocol.name}' reads AR at three limits; max_detections is {tuple(limits)}: give three, or "
+            "use coco_fixed"
+        )
     if not protocol.use_categories and protocol.official and (iou_type == "keypoints" or protocol.federated):
         raise ValueError(
             f"use_categories=False: the official program of '{protocol.name}' compares nothing at all then, for "

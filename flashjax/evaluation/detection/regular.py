@@ -25,7 +25,7 @@ _SCALARS = ("image_id", "category_id", "score", "id", "area", "iscrowd")
 _BLANK = b" \t\r\n"
 
 
-class _Irregular(Exception):
+class _IrregularError(Exception):
     """The file is not as its first record promises."""
 
 
@@ -55,7 +55,7 @@ def read_results(path: Path, masks: bool) -> Mapping[str, Any] | None:
     try:
         with open(path, "rb") as file:
             return _read(file, masks)
-    except (_Irregular, UnicodeDecodeError):
+    except (_IrregularError, UnicodeDecodeError):
         return None
 
 
@@ -71,17 +71,17 @@ def _read(file: Any, masks: bool) -> Mapping[str, Any]:
         values, whole, powers = _numbers(part)
         count = _check(_without(part, powers), outline, last)
         if len(values) != count * len(outline.slots):
-            raise _Irregular
+            raise _IrregularError
         numbers.append(values.reshape(count, -1))
         integers.append(whole.reshape(count, -1))
     if outline is None:
-        raise _Irregular
+        raise _IrregularError
     places = {name: [n for n, slot in enumerate(outline.slots) if slot == name] for name in outline.slots}
     columns: dict[str, Any] = {}
     for name in ("image_id", "category_id", "size") if masks else ("image_id", "category_id"):
         value = np.concatenate([part[:, places[name]] for part in integers])
         if (value == _NO_INTEGER).any():
-            raise _Irregular
+            raise _IrregularError
         columns[name] = value if name == "size" else value[:, 0]
     for name in ("bbox", "score"):
         if name in places:
@@ -103,7 +103,7 @@ def _parts(file: Any) -> Iterator[tuple[bytes, bool]]:
         text = rest + block
         if not block:
             if not text:
-                raise _Irregular
+                raise _IrregularError
             yield text, True
             return
         cut = len(text)
@@ -117,7 +117,7 @@ def _parts(file: Any) -> Iterator[tuple[bytes, bool]]:
         if cut <= 0:
             rest = text
             if len(rest) > 64 * PART:
-                raise _Irregular
+                raise _IrregularError
             continue
         yield text[:cut], False
         rest = text[cut:]
@@ -127,14 +127,14 @@ def _first(part: bytes, masks: bool) -> tuple[_Outline, bytes]:
     """(outline of the first record, the part from that record on)."""
     part = part.lstrip(_BLANK)
     if not part.startswith(b"["):
-        raise _Irregular
+        raise _IrregularError
     part = part[1:].lstrip(_BLANK)
     try:
         record, end = json.JSONDecoder().raw_decode(part.decode("ascii"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise _Irregular from None
+        raise _IrregularError from None
     if not isinstance(record, dict) or not {"image_id", "category_id", "score"} <= set(record):
-        raise _Irregular
+        raise _IrregularError
     slots: list[str] = []
     for key, value in record.items():
         if key == "bbox" and isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)):
@@ -144,12 +144,12 @@ def _first(part: bytes, masks: bool) -> tuple[_Outline, bytes]:
         elif masks and key == "segmentation" and isinstance(value, dict) and sorted(value) == ["counts", "size"]:
             size, counts = value["size"], value["counts"]
             if not isinstance(counts, str) or not isinstance(size, list) or len(size) != 2:
-                raise _Irregular
+                raise _IrregularError
             slots += ["size"] * 2
         else:
-            raise _Irregular
+            raise _IrregularError
     if ("bbox" not in slots and not masks) or (masks and "size" not in slots):
-        raise _Irregular
+        raise _IrregularError
     raw = part[:end]
     counts = -1
     if masks:
@@ -174,7 +174,7 @@ def _check(part: bytes, outline: _Outline, last: bool) -> int:
     left = part.translate(None, _CHANGING)
     count, odd = divmod(len(left), len(outline.text) + 1)
     if odd or left != b",".join([outline.text] * count) + (b"]" if last else b","):
-        raise _Irregular
+        raise _IrregularError
     return count
 
 
@@ -193,7 +193,7 @@ def _without_strings(part: bytes, outline: _Outline) -> tuple[bytes, Array, Arra
     data = np.frombuffer(part, np.uint8)
     quotes = np.flatnonzero(data == 34)
     if len(quotes) % outline.quotes:
-        raise _Irregular
+        raise _IrregularError
     quotes = quotes.reshape(-1, outline.quotes)
     begin, end = quotes[:, outline.counts] + 1, quotes[:, outline.counts + 1]
     length = end - begin
@@ -204,10 +204,10 @@ def _without_strings(part: bytes, outline: _Outline) -> tuple[bytes, Array, Arra
     slashes = np.flatnonzero(data == 92)
     if len(slashes):  # in JSON a backslash is written twice; no other escape is a run length
         if len(slashes) % 2 or b"\\" in rest:
-            raise _Irregular
+            raise _IrregularError
         first, second = slashes.reshape(-1, 2).T
         if (second != first + 1).any():
-            raise _Irregular
+            raise _IrregularError
         text = text.replace(b"\\\\", b"\\")
         length = length - np.diff(np.searchsorted(first, np.append(begin, len(data))))
     return rest, np.frombuffer(text, np.uint8), length
@@ -235,12 +235,12 @@ def _numbers(part: bytes) -> tuple[Array, Array, list[tuple[int, int]]]:
     following = np.append(decimals, False)[head + 1]
     fraction = head[following] + 1
     if following.sum() != decimals.sum() or (first[fraction] != last[head[following]] + 1).any():
-        raise _Irregular
+        raise _IrregularError
     negative = data[begin - 1] == 45
     if np.count_nonzero(data == 45) - np.count_nonzero(data[first[power] - 1] == 45) != negative.sum():
-        raise _Irregular
+        raise _IrregularError
     if np.count_nonzero(data == 46) != len(fraction):
-        raise _Irregular
+        raise _IrregularError
     words = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))  # the eight characters from each place on
     whole = _integers(words, begin, end)
     long = end - begin > 19
@@ -270,7 +270,7 @@ def _numbers(part: bytes) -> tuple[Array, Array, list[tuple[int, int]]]:
         try:
             value[i] = float(data[start:stop].tobytes())
         except ValueError:
-            raise _Irregular from None
+            raise _IrregularError from None
     integer = np.where(negative, -whole.astype(np.int64), whole.astype(np.int64))
     integer[(places > 0) | exponent | (end - begin > 18)] = _NO_INTEGER
     spans = []

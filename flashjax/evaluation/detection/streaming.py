@@ -9,7 +9,7 @@ import numpy as np
 from flashjax.evaluation.detection import formats, protocols
 from flashjax.evaluation.detection import masks as m
 from flashjax.evaluation.detection.evaluator import measure, options_of
-from flashjax.evaluation.detection.formats import BoxFormat
+from flashjax.evaluation.detection.fields import BoxFormat
 from flashjax.evaluation.detection.protocols import Protocol
 from flashjax.evaluation.detection.result import Result
 

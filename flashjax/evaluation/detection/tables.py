@@ -150,7 +150,7 @@ def index_of(ids: Array, known: Array, source: str, what: str, kind: str, where:
         reason = f"; those are {'text' if known.dtype.kind == 'U' else 'integers'}" if len(known) else ""
         value = ids[0].item()
         raise ValueError(f"{source}: {what} 0: {kind} {value!r} is not among the {len(known)} of {where}{reason}")
-    if ids.dtype.kind == "i" and 0 <= known[0] and known[-1] < 4 * len(known) + 1024:  # dense: a table
+    if ids.dtype.kind == "i" and known[0] >= 0 and known[-1] < 4 * len(known) + 1024:  # dense: a table
         table = np.full(int(known[-1]) + 2, -1, np.int64)
         table[known] = np.arange(len(known))
         place = table[np.where((ids >= 0) & (ids <= known[-1]), ids, len(table) - 1)]

@@ -17,8 +17,8 @@ def table(result: Result) -> str:
     parts += [f"  {name:10}{value:>9.4f}   {words}" for name, value, words in stat_rows(result)]
     counts = result.matches.counts()
     parts.append(
-        f"\n  at IoU {result.matches.iou:g}: {counts['tp']} true positives, {counts['fp']} false positives, "
-        f"{counts['fn']} missed, {counts['ignored']} ignored"
+        f"\n  at IoU {result.matches.iou:g}: true positives {counts['tp']}, false positives {counts['fp']}, "
+        f"missed {counts['fn']}, ignored {counts['ignored']}"
     )
     rows = class_rows(result)
     if rows:
@@ -54,7 +54,7 @@ def _meaning(name: str, result: Result) -> str:
         return f"{what}, {span}, {_GROUPS[rest]}"
     if kind == "AR" and rest and rest.isdigit() and result.iou_type != "keypoints":
         where = "an image" if result.protocol.federated else "an image and class"
-        return f"{what}, {span}, {rest} detections {where}"
+        return f"{what}, {span}, {rest} {'detection' if rest == '1' else 'detections'} {where}"
     if rest.isdigit():
         return f"{what}, IoU {int(rest) / 100:g}"
     if rest.startswith("_"):
