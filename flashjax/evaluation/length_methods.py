@@ -71,8 +71,8 @@ def _group(L: int, s: float) -> int:
     return max(1, math.ceil((s * L - L // 2) / (L - L // 2 - 1)))
 
 
-_SINKS = {"window": lambda L, s: L - 4, "sinks": lambda L, s: 4}
-_REROPE = {"window": lambda L, s: L // 2}
+_SINKS: dict[str, Any] = {"window": lambda L, s: L - 4, "sinks": lambda L, s: 4}
+_REROPE: dict[str, Any] = {"window": lambda L, s: L // 2}
 
 METHODS: dict[str, Method] = {
     "baseline": Method("as it is", lambda config, L, s: {}),

@@ -216,7 +216,7 @@ def attend(
         raise ValueError(f"{H} query heads do not divide into {Hk} key-value heads")
     if (q_segment_ids is None) != (k_segment_ids is None):
         raise ValueError("segments of queries and of keys come together: pass q_segment_ids and k_segment_ids")
-    scale = D**-0.5 if scale is None else scale
+    unit = D**-0.5 if scale is None else scale
     turn = _turner(rope, D, K if length is None else length, interleaved)
     e = extension if rope is not None else dataclasses.replace(extension, **_masks_alone(extension))
 
@@ -235,7 +235,7 @@ def attend(
         mask = seen(e, i, k_positions, causal) & k_valid[:, None, :]
         if ids is not None and k_segment_ids is not None:
             mask &= (ids[:, :, None] == k_segment_ids[:, None, :]) & (ids[:, :, None] > 0)
-        factor = scale * log_n(e, mask.sum(-1))[:, None, None, :, None]
+        factor = unit * log_n(e, mask.sum(-1))[:, None, None, :, None]
         logits = jnp.where(mask[:, None, None], logits * factor, HIDDEN)
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), HIDDEN / 2)))
         total = weights.sum(-1)
