@@ -119,6 +119,10 @@ def error_types(result: Result, iou: float = 0.5, background: float = 0.1) -> Er
     valid = true | wrong
     read = _Reader(matches.scores, positives, classes)
     ap = read(label, true, valid)
+
+    def gain(*repaired: Array) -> float:
+        return max(read(*repaired) - ap, 0.0)  # a mean over fewer classes may be lower
+
     gains = {}
     for number, name in enumerate(TYPES[:-1]):
         mine = kind == number
@@ -126,12 +130,12 @@ def error_types(result: Result, iou: float = 0.5, background: float = 0.1) -> Er
         labels = label.copy()
         if name == "classification":
             labels[fixed] = _classes_true(result)[meant[fixed]]
-        gains[name] = max(read(labels, true | fixed, valid & ~(mine & ~fixed)) - ap, 0.0)
+        gains[name] = gain(labels, true | fixed, valid & ~(mine & ~fixed))
     lost = np.bincount(_classes_true(result)[missed], minlength=classes)
-    gains["missed"] = max(read(label, true, valid, positives - lost) - ap, 0.0)
-    gains["false_positives"] = read(label, true, true) - ap
+    gains["missed"] = gain(label, true, valid, positives - lost)
+    gains["false_positives"] = gain(label, true, true)
     unfound = np.bincount(_classes_true(result)[matches.missed], minlength=classes)
-    gains["false_negatives"] = read(label, true, valid, positives - unfound) - ap
+    gains["false_negatives"] = gain(label, true, valid, positives - unfound)
     counts = {name: int((kind == number).sum()) for number, name in enumerate(TYPES[:-1])}
     counts["missed"] = int(missed.sum())
     return Errors(matches, kind, meant, missed, counts, ap, gains)

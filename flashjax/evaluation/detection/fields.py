@@ -138,7 +138,7 @@ def segmentations(given: Sequence[Any], sizes: Array, source: str, what: str) ->
         row = first_bad((own == sizes[coded]) | (sizes[coded] == 0))
         if row is not None:
             raise ValueError(
-                f"{name} {coded[row]}: its run lengths are of size {own[row].tolist()}, its image of "
+                f"{name} {coded[row]}: its mask is of size {own[row].tolist()}, its image of "
                 f"{sizes[coded[row]].tolist()} (height, width)"
             )
         sizes = sizes.copy()

@@ -135,7 +135,7 @@ def check_unique(ids: Array, source: str, what: str) -> None:
     same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if len(same):
         first, second = sorted(order[same[0] : same[0] + 2].tolist())
-        raise ValueError(f"{source}: {what}s {first} and {second} have the same id {ids[first]}")
+        raise ValueError(f"{source}: {what} {first} and {what} {second} have the same id {ids[first]}")
 
 
 def index_of(ids: Array, known: Array, source: str, what: str, kind: str, where: str) -> Array:

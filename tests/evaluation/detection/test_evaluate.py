@@ -144,9 +144,7 @@ def test_voc_equals_the_rule_written_out():
             recalls = "area"
             if protocol.recall_thresholds is not None:
                 recalls = next(v for k, v in asked.items() if k in name)
-            expected = [
-                average_precision(truth, found, k, 0.5, "pyfrcnn" in name, 1.0, recalls) for k in range(3)
-            ]
+            expected = [average_precision(truth, found, k, 0.5, "pyfrcnn" in name, 1.0, recalls) for k in range(3)]
             result = evaluate(*columns, name, box_format="xyxy")
             ours = [one.ap for one in result.per_class]
             np.testing.assert_allclose(ours, [-1 if e is None else e for e in expected], atol=1e-12, err_msg=name)

@@ -122,7 +122,10 @@ def test_polygons_of_several_parts_and_boxes():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: masks.from_counts([[4, 2], [3, 2]], [(2, 3)] * 2, "mask"), "mask 1: its runs hold 5 pixels.*2 x 3 = 6"),
+        (
+            lambda: masks.from_counts([[4, 2], [3, 2]], [(2, 3)] * 2, "mask"),
+            "mask 1: its runs hold 5 pixels.*2 x 3 = 6",
+        ),
         (lambda: masks.from_counts([[4, -2, 4]], [(2, 3)], "mask"), "mask 0: a run of a negative"),
         (lambda: masks.from_strings(["6", "7"], [(2, 3)] * 2, "mask").areas(), "mask 1: its runs hold 7"),
         (lambda: masks.from_strings(["6", "7"], [(2, 3)] * 2, "mask").take([1]), "mask 1: its runs hold 7"),
@@ -133,7 +136,10 @@ def test_polygons_of_several_parts_and_boxes():
         (lambda: masks.from_polygons([[[0, 0]]], [(2, 3)], "mask"), "mask 0: a polygon of 2 numbers"),
         (lambda: masks.from_polygons([[]], [(2, 3)], "mask"), "mask 0: a polygon without parts"),
         (lambda: masks.from_polygons([[[0, 0, 1, float("nan"), 2, 2]]], [(2, 3)], "mask"), "mask 0: nan"),
-        (lambda: masks.from_polygons([[[0, 0, 1, "x", 2, 2]]], [(2, 3)], "mask"), "mask 0: .x. in a polygon is not a number"),
+        (
+            lambda: masks.from_polygons([[[0, 0, 1, "x", 2, 2]]], [(2, 3)], "mask"),
+            "mask 0: .x. in a polygon is not a number",
+        ),
         (lambda: masks.from_polygons([[[0, 0, 1, 1], [0, 0, 1, 1, 2, 2]]], [(2, 3)], "mask"), "mask 0: .*is a box"),
         (lambda: masks.encode(np.zeros((2, 3), bool)), "has shape"),
     ],

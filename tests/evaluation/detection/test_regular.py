@@ -95,7 +95,7 @@ GOOD = '{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}'
         f"[{GOOD}, {GOOD.replace('1,', '1.5,', 1)}]",
         f"[{GOOD}, {GOOD.replace('3, 4', '3, 4, 5')}]",
         f"[{GOOD}, {GOOD.replace('3, 4', '3')}]",
-        f'[{GOOD}, {GOOD.replace("0.5", "0.5, " + chr(34) + "extra" + chr(34) + ": 1")}]',
+        f"[{GOOD}, {GOOD.replace('0.5', '0.5, ' + chr(34) + 'extra' + chr(34) + ': 1')}]",
         f"[{GOOD.replace('image_id', 'image')}]",
         f"[{GOOD}, {GOOD.replace('5', 'é')}]",
     ],
