@@ -19,6 +19,7 @@ from flashjax.evaluation import length, length_methods, length_report, longbench
 from flashjax.evaluation.length import Subject
 from flashjax.models.decode import GREEDY, generate
 from flashjax.models.transformer import Transformer, TransformerConfig
+from flashjax.objectives.repeats import Repeats
 from flashjax.recipes import language
 from flashjax.training.watchdog import Watchdog
 
@@ -42,7 +43,9 @@ def load(config: LengthExtrapolation, name: str, watchdog: Watchdog) -> language
     run = model_run(config, name)
     if config.checkpoint is None:
         print(f"\ntraining {name!r} at {run.data.length} tokens")
-        training.fit(language.experiment(run, Transformer, PROGRAM), watchdog)
+        built = language.experiment(run, Transformer, PROGRAM)
+        goal = Repeats(**vars(built.objective), rate=run.repeats)
+        training.fit(dataclasses.replace(built, objective=goal), watchdog)
         run = dataclasses.replace(run, init=run.workdir)
     return language.initial(run, Transformer)
 

@@ -8,7 +8,7 @@ Point = tuple[float, float]
 
 # A drawing of WIDTH x HEIGHT units that scales with the page; the plot lies inside the margins.
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 8, 12, 26
+LEFT, RIGHT, TOP, BOTTOM = 50, 18, 12, 26
 MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
 COLORS = 10  # of curves, in STYLE
 

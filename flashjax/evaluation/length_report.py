@@ -146,8 +146,8 @@ def _families(found: Mapping[str, Sequence[Line]]) -> dict[str, list[str]]:
     for family, words in FAMILIES.items():
         names = [name for name, rows in found.items() if rows[0]["family"] == family]
         if names and names != plain:
-            groups[words.capitalize()] = plain + names
-    return groups or {FAMILIES["as it is"].capitalize(): plain}
+            groups[words[0].upper() + words[1:]] = plain + names
+    return groups or {"Nothing is changed": plain}
 
 
 def _ceiling(found: Mapping[str, Sequence[Line]], key: str) -> tuple[float, float]:
