@@ -117,11 +117,13 @@ def bars(rows: Sequence[tuple[str, str, float, str]], most: float) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """A box to draw: x, y, width, height, words at its corner, class of the style sheet."""
+    """A box to draw: x, y, width, height; its words, class of the style sheet, and whether the words are written at its
+    corner or only shown when one points at it."""
 
     box: tuple[float, float, float, float]
     words: str
     style: str
+    speaks: bool = True
 
 
 def picture(size: tuple[int, int], boxes: Sequence[Box], image: str | None = None, label: str = "") -> str:
@@ -133,7 +135,7 @@ def picture(size: tuple[int, int], boxes: Sequence[Box], image: str | None = Non
     for one in boxes:
         x, y, w, h = one.box
         words = ""
-        if one.words:
+        if one.words and one.speaks:
             size = 10.5 * unit
             left = max(min(x + 2 * unit, width - 0.62 * size * len(one.words)), 2 * unit)
             base = y - 3 * unit if y > 1.2 * size else max(y, 0) + 1.1 * size
@@ -182,8 +184,8 @@ th { font-weight: 400; color: var(--muted); }
 thead th { white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .scroll { overflow-x: auto; }
-.stats { columns: 2 420px; column-gap: 48px; }
-.stats table { width: 100%; break-inside: avoid; }
+.stats { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 0 48px; align-items: start; }
+.stats table { width: 100%; }
 .stats td.number { font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 16px; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 14px; }
@@ -201,7 +203,7 @@ figcaption b { font-variant-numeric: tabular-nums; }
 .legend .c3::before { background: var(--c3); } .legend .c4::before { background: var(--c4); }
 .legend .c5::before { background: var(--c5); }
 svg { display: block; width: 100%; height: auto; margin-top: 6px; }
-svg.picture { margin: 0; }
+svg.picture { margin: 0; max-height: 340px; background: var(--canvas); }
 svg text { font-size: 12px; fill: var(--muted); }
 svg .grid line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; }

@@ -17,7 +17,7 @@ from flashjax.pages import write_page
 
 Array = np.ndarray
 
-MOST_CURVES, MOST_CONFUSED, MOST_BOXES = 24, 16, 60
+MOST_CURVES, MOST_CONFUSED, MOST_BOXES, MOST_WORDS = 24, 16, 60, 16
 
 
 def write_report(
@@ -56,11 +56,13 @@ def _about(result: Result) -> str:
 
 
 def _stats(result: Result) -> str:
-    rows = "".join(
+    rows = [
         f"<tr><th>{escape(name)}</th><td>{escape(words)}</td><td class=number>{percent(value)}</td></tr>"
         for name, value, words in stat_rows(result)
-    )
-    return f'<section class="stats"><table>{rows}</table></section>'
+    ]
+    half = sum(not name.startswith("AR") for name in result.stat_names)
+    tables = (f"<table>{''.join(part)}</table>" for part in (rows[:half], rows[half:]) if part)
+    return f'<section class="stats">{"".join(tables)}</section>'
 
 
 def _overview(result: Result) -> str:
@@ -295,6 +297,7 @@ def _card(
     drawn: list[Box] = []
     truths = np.flatnonzero((c.truth.image == bad.image) & ~matches.truth_ignored)
     missed = set(bad.missed.tolist())
+    speaks = len(bad.missed) + len(bad.wrong) <= MOST_WORDS  # else the words would hide each other; pointing shows them
     if true_boxes is not None:
         for g in truths.tolist():
             lost = g in missed
@@ -308,7 +311,7 @@ def _card(
             words = f"{names[label[d]]} {matches.scores[d]:.2f}"
             if style == "wrong" and errors.kind[d] >= 0:
                 words += f" {TYPES[errors.kind[d]]}"
-            drawn.append(Box(_tuple(boxes[matches.detection_rows[d]]), words, style))
+            drawn.append(Box(_tuple(boxes[matches.detection_rows[d]]), words, style, style == "wrong" and speaks))
     size = tuple(catalogue.sizes[bad.image].tolist())
     if not all(size):
         ends = [(b.box[1] + b.box[3], b.box[0] + b.box[2]) for b in drawn]

@@ -1,4 +1,6 @@
-"""Masks as runs: the codec both ways, areas, boxes and overlaps against pixels, polygons against the rule walked out."""
+"""Masks as runs: the codec both ways, areas, boxes, overlaps against pixels, polygons against the rule walked out."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def test_intersections_and_unions(stack, data):
     cut = data.draw(st.integers(1, len(stack)))
     groups = np.unique([0, cut, len(stack)])
     joined = masks.union(coded, groups)
-    for row, (first, last) in enumerate(zip(groups[:-1], groups[1:], strict=True)):
+    for row, (first, last) in enumerate(pairwise(groups)):
         np.testing.assert_array_equal(joined.dense(row), stack[first:last].any(0))
 
 
@@ -88,7 +90,7 @@ def walked(points, height, width):
                 steps.append((int(xs + (xe - xs) / dy * t + 0.5), t + ys))
         path += steps[::-1] if turned else steps
     inside = np.zeros(height * width + 1, int)
-    for (u0, v0), (u1, v1) in zip(path[:-1], path[1:], strict=True):
+    for (u0, v0), (u1, v1) in pairwise(path):
         if u0 == u1:
             continue
         x = ((u1 if u1 < u0 else u1 - 1) + 0.5) / 5 - 0.5

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -63,9 +64,7 @@ def test_run_lengths_are_taken_out(tmp_path, monkeypatch):
     assert read is not None
     np.testing.assert_array_equal(read["size"], [one["segmentation"]["size"] for one in records])
     ends, text = read["starts"], read["counts"].tobytes().decode()
-    assert [text[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)] == [
-        one["segmentation"]["counts"] for one in records
-    ]
+    assert [text[a:b] for a, b in pairwise(ends)] == [one["segmentation"]["counts"] for one in records]
     boxed = [{"bbox": [1.5, 2, 3, 4]} | one for one in records]
     np.testing.assert_array_equal(read_results(write(tmp_path / "b.json", boxed), masks=True)["bbox"][:, 0], 1.5)
 
