@@ -3,6 +3,8 @@
 Each is a pytree, differentiable in its arrays, called as `bias(q_positions [Q], k_positions [K]) -> [H, Q, K]` float32.
 """
 
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,8 +15,8 @@ from flashjax.layers.positions import t5_bucket
 class AlibiBias(flax.struct.PyTreeNode):
     """-m_h |i - j| (Press et al. 2022)."""
 
-    slopes: Float[Array, "H"]
-    """m_h, see `flashjax.layers.positions.alibi_slopes`."""
+    slopes: Any
+    """m_h [H] float32, see `flashjax.layers.positions.alibi_slopes`. (JAX puts stand-ins here: no shape is checked.)"""
 
     def __call__(self, queries: Int[Array, "Q"], keys: Int[Array, "K"]) -> Float[Array, "H Q K"]:
         distance = jnp.abs(queries[:, None] - keys).astype(jnp.float32)
@@ -24,7 +26,8 @@ class AlibiBias(flax.struct.PyTreeNode):
 class BucketBias(flax.struct.PyTreeNode):
     """A learned number for each head and bucket of key position - query position (Raffel et al. 2020)."""
 
-    table: Float[Array, "buckets H"]
+    table: Any
+    """[buckets, H] float32."""
     bidirectional: bool = flax.struct.field(pytree_node=False)
     max_distance: int = flax.struct.field(pytree_node=False)
 

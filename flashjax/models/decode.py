@@ -82,7 +82,7 @@ def for_decoding(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Mod
 def generate(
     model: nn.Module,
     variables: Mapping[str, Any],
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | np.ndarray],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     key: PRNGKeyArray | None = None,
@@ -100,21 +100,21 @@ def generate(
     Raises ValueError for no prompt or an empty one, a token outside of the vocabulary, and where the model has not so
     many positions.
     """
-    prompts = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
-    _check(model, prompts, max_new_tokens)
+    rows = [np.asarray(prompt, np.int32).reshape(-1) for prompt in prompts]
+    _check(model, rows, max_new_tokens)
     model, variables = for_decoding(model, variables)
     key = jax.random.key(0) if key is None else key
     ends = eos if isinstance(eos, Collection) else (eos,)
-    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    lengths = np.asarray([len(row) for row in rows], np.int32)
     most = _most(model)
     N = min(_power(int(lengths.max())), most)
     capacity = max(N, min(_capacity(int(lengths.max()) + max_new_tokens), most))
-    tokens = np.zeros((len(prompts), N), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    tokens = np.zeros((len(rows), N), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
 
     prefill, step = _compiled(model, sampling)
-    cache = model.init_cache(len(prompts), capacity)  # type: ignore[attr-defined]
+    cache = model.init_cache(len(rows), capacity)  # type: ignore[attr-defined]
     drawn, cache = prefill(variables, tokens, lengths, cache, jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))

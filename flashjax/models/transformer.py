@@ -108,13 +108,13 @@ class TransformerConfig:
     """Compute dtype; softmax, norms and logits are float32 in any case."""
 
     def __post_init__(self):
+        for name in ("vocab_size", "width", "depth", "heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.width % self.heads and not self.head_dim:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads: set head_dim, or change one")
         if self.heads % self.group:
             raise ValueError(f"{self.heads} heads do not divide into {self.group} key-value heads: change kv_heads")
-        for name in ("vocab_size", "width", "depth", "heads", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         self._choose("activation", ACTIVATIONS)
         self._choose("norm", NORMS)
         self._choose("norm_position", ("pre", "post", "sandwich"))
@@ -248,7 +248,7 @@ class Attention(nn.Module):
         if mixer.unit_queries:
             q, k = _unit(q), _unit(k)
         # Angles that depend on the length are made for all that a cache has room for: the same at every step.
-        length = state["mixer"]["key"].shape[1] if state is not None and mixer.name == "softmax" else N
+        length = N if self.mode == "full" or mixer.name != "softmax" else state["mixer"]["key"].shape[1]
         if cfg.extension.kind != "none":
             o, new_state["mixer"] = self._extended(q, k, v, state, context, length)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)

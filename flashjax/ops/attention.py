@@ -5,6 +5,9 @@ key-value head h // (H / Hk)), D width of a query and key head, E width of a val
 """
 
 import functools
+import math
+import os
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -18,11 +21,12 @@ HIDDEN = -1e30
 """Logit of a key that is not seen. Finite, so that a row without any makes no NaN."""
 FLOOR = -1e20
 """Least running maximum: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0."""
-BLOCK = 512
+BLOCK = 256
 """Queries, and keys, of a block of the blocked form."""
-BLOCKED_FROM = 1024
-"""`auto` takes the blocked form where queries times keys reach the square of this: below it the whole matrix of logits
-is small, and one pass over it is the fastest."""
+CACHE = 2**19
+"""Bytes of logits that a core of a CPU keeps near: so many heads go through the blocks together."""
+BLOCKED_FROM = {"cpu": 128, "gpu": 1024, "tpu": 1024}
+"""By platform: `auto` takes the blocked form where queries times keys reach the square of this."""
 
 
 def dot_product_attention(
@@ -38,7 +42,7 @@ def dot_product_attention(
     k_segment_ids: Int[Array, "B K"] | None = None,
     window: int | None = None,
     scale: float | None = None,
-    implementation: Implementation = "auto",
+    implementation: str = "auto",
 ) -> Float[Array, "B Q H E"]:
     """softmax(scale q k^T + bias) v over the keys that each query sees; logits and softmax in float32.
 
@@ -53,8 +57,8 @@ def dot_product_attention(
         scale: default D^-1/2.
         implementation: `xla` holds all logits at once. `blocked` never holds more than a block of them, forward and
             backward (online softmax, Dao et al. 2022), and passes over the blocks above the diagonal and outside of
-            the window where positions are the default ones. `cudnn` is NVIDIA's kernel. `auto` is `xla` below
-            `BLOCKED_FROM`^2 pairs and `blocked` from there on, on every device.
+            the window where positions are the default ones. `cudnn` is NVIDIA's kernel. `auto` is `xla` for one
+            query, and below `BLOCKED_FROM`^2 pairs, and `blocked` from there on.
 
     Returns attention in v's dtype; a query that sees nothing gets 0 and passes gradients of 0.
 
@@ -63,9 +67,10 @@ def dot_product_attention(
             that is unknown or not to be had here.
     """
     _check(q, k, window, q_segment_ids, k_segment_ids, implementation)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     if implementation == "auto":
-        implementation = "blocked" if q.shape[1] * k.shape[1] >= BLOCKED_FROM**2 else "xla"
+        least = BLOCKED_FROM.get(jax.default_backend(), 1024)
+        implementation = "blocked" if q.shape[1] * k.shape[1] >= least**2 and q.shape[1] > 1 else "xla"
     seen = _Seen(causal, window, q_positions, k_positions, q_segment_ids, k_segment_ids)
     if implementation == "blocked":
         return _blocked(q, k, v, bias, seen, scale)
@@ -161,58 +166,103 @@ def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale:
     return o if mask is None else jnp.where(mask.any(-1)[:, :, None, None], o, 0)
 
 
-# The blocked form. Logits of a block are kept [B, Hk, keys, group x queries]: maxima and sums then run over rows, which
-# a CPU adds up many columns at a time.
+# The blocked form. Logits of a block are kept [B, Hk, keys, group, queries]: every product then has its contracted dims
+# where a CPU reads them in order, and maxima and sums run down columns, many at a time.
 
 
 def _blocked(q: Array, k: Array, v: Array, bias: Any, seen: _Seen, scale: float) -> Array:
     B, Q, H, D = q.shape
     K, Hk, E = k.shape[1], k.shape[2], v.shape[3]
-    bq, bk = min(BLOCK, _round_up(Q, 8)), min(BLOCK, _round_up(K, 8))
+    G = H // Hk
+    # Queries that an axis of the mesh splits go side by side: a loop would visit one device at a time.
+    bq = _round_up(Q, 8) if _sequence_shards() > 1 else min(BLOCK, _round_up(Q, 8))
+    bk = min(BLOCK, _round_up(K, 8))
     nq, nk = -(-Q // bq), -(-K // bk)
     q_ids, k_ids = seen.q_ids, seen.k_ids
-    if q_ids is None and nk * bk != K:  # padded keys must not be seen
+    if q_ids is None and nk * bk != K:  # the keys of the padding must not be seen
         q_ids, k_ids = jnp.ones((1, Q), jnp.int32), jnp.ones((1, K), jnp.int32)
 
-    def blocks(x: Array, count: int, size: int) -> Array:
-        """[b, length, ...] -> [count, b, size, ...], padded by zeros."""
-        x = jnp.pad(x, ((0, 0), (0, count * size - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], count, size, *x.shape[2:]), 1, 0)
-
-    G = H // Hk
-    q = blocks((q * jnp.asarray(scale, q.dtype)).reshape(B, Q, Hk, G, D), nq, bq)
-    q = q.transpose(0, 1, 3, 4, 2, 5).reshape(nq, B, Hk, G * bq, D)
-    k, v = (blocks(x, nk, bk).swapaxes(2, 3) for x in (k, v))  # [nk, B, Hk, bk, D]
-    tables = {
-        "q_index": blocks(seen.q_index(Q), nq, bq),
-        "k_index": blocks(seen.k_index(K), nk, bk),
-        "q_ids": None if q_ids is None else blocks(q_ids, nq, bq),
-        "k_ids": None if k_ids is None else blocks(k_ids, nk, bk),
-    }
+    plain = seen.q_positions is None and seen.k_positions is None
+    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk)
     if bias is not None and not callable(bias):
         bias = _Whole.make(bias, H, Q, K, nq * bq, nk * bk)
-    plain = seen.q_positions is None and seen.k_positions is None
-    spec = _Spec(seen.causal, seen.window, plain, bq, bk, nq, nk, G)
-    o = _attend(spec, q, k, v, bias, tables)  # [nq, B, Hk, E, G * bq]
-    o = o.reshape(nq, B, Hk, E, G, bq).transpose(1, 0, 5, 2, 4, 3).reshape(B, nq * bq, H, E)
-    return o[:, :Q].astype(v.dtype)
+    tables = {
+        "q_index": _cut(seen.q_index(Q), nq, bq),
+        "k_index": _cut(seen.k_index(K), nk, bk),
+        "q_ids": None if q_ids is None else _cut(q_ids, nq, bq),
+        "k_ids": None if k_ids is None else _cut(k_ids, nk, bk),
+    }
+    rows, few = _together(B, Hk, G * bq * bk * 4, bias)
+    parts = (B // rows) * (Hk // few)
+
+    def laid(x: Array, count: int, size: int) -> Array:
+        """[B, length, Hk, G, D] -> [parts, count, rows, few, G, size, D]."""
+        x = _padded(x, count * size).reshape(B // rows, rows, count, size, Hk // few, few, *x.shape[3:])
+        return x.transpose(0, 4, 2, 1, 5, 6, 3, 7).reshape(parts, count, rows, few, x.shape[6], size, x.shape[7])
+
+    q = laid((q * jnp.asarray(scale, q.dtype)).reshape(B, Q, Hk, G, D), nq, bq)
+    k = laid(k[:, :, :, None], nk, bk)[:, :, :, :, 0]
+    columns = laid(v[:, :, :, None], nk, bk)[:, :, :, :, 0].swapaxes(-1, -2)
+
+    def some(given: Any) -> Array:
+        part, q, k, columns = given
+        row = part // (Hk // few)
+        mine = jax.tree.map(lambda x: x if rows == B or x.shape[1] == 1 else x[:, row][:, None], tables)
+        return _attend(spec, q, k, columns, bias, mine)
+
+    given = (jnp.arange(parts), q, k, columns)
+    o = jax.lax.map(some, given) if parts > 1 else some(jax.tree.map(lambda x: x[0], given))[None]
+    # [parts, nq, rows, few, E, G, bq]
+    o = o.reshape(B // rows, Hk // few, nq, rows, few, E, G, bq).transpose(0, 3, 2, 7, 1, 4, 6, 5)
+    return o.reshape(B, nq * bq, H, E)[:, :Q].astype(v.dtype)
 
 
 def _round_up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
+def _padded(x: Array, length: int) -> Array:
+    """Zeros behind, along dim 1."""
+    missing = length - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
+
+
+def _cut(x: Array, count: int, size: int) -> Array:
+    """[b, length] -> [count, b, size], padded by zeros."""
+    return _padded(x, count * size).reshape(x.shape[0], count, size).swapaxes(0, 1)
+
+
+def _together(rows: int, heads: int, each: int, bias: Any) -> tuple[int, int]:
+    """How many rows and key-value heads go through the blocks together, when the logits of a head take `each` bytes.
+
+    On one CPU so many heads of a row as leave the logits in the cores' caches (all of them where a bias is made for all
+    at once); elsewhere, and on a mesh, everything.
+    """
+    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or isinstance(bias, _Whole):
+        return rows, heads
+    if bias is not None:
+        return 1, heads
+    room = CACHE * (os.cpu_count() or 1) / each
+    divisors = [h for h in range(1, heads + 1) if heads % h == 0]
+    return 1, min(divisors, key=lambda h: abs(math.log(h / room)))
+
+
+def _sequence_shards() -> int:
+    """Into how many parts the mesh that is being traced for splits a sequence."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("sequence", 1)
+
+
 @jax.tree_util.register_pytree_node_class
 class _Whole:
-    """A bias given as an array, cut by index."""
+    """A bias given as an array [b, H, Q, K], cut by index."""
 
-    def __init__(self, array: Array):
-        self.array = array  # [b, H, Q, K]
+    def __init__(self, array: Any):
+        self.array = array
 
     @classmethod
     def make(cls, bias: Array, heads: int, queries: int, keys: int, padded_q: int, padded_k: int) -> "_Whole":
-        lead = jnp.broadcast_shapes(jnp.shape(bias), (1, heads, queries, keys))
-        bias = jnp.broadcast_to(bias, lead).astype(jnp.float32)
+        whole = jnp.broadcast_shapes(jnp.shape(bias), (1, heads, queries, keys))
+        bias = jnp.broadcast_to(bias, whole).astype(jnp.float32)
         return cls(jnp.pad(bias, ((0, 0), (0, 0), (0, padded_q - queries), (0, padded_k - keys))))
 
     def tree_flatten(self):
@@ -223,142 +273,176 @@ class _Whole:
         return cls(*leaves)
 
 
-class _Spec(tuple):
-    """Static facts: causal, window, whether positions are the default ones, block sizes and counts, heads a group."""
+@dataclass(frozen=True)
+class _Spec:
+    """What is known before the loops run."""
 
-    __slots__ = ()
+    causal: bool
+    window: int | None
+    plain: bool
+    """Positions are 0, 1, 2 ..."""
+    segments: bool
+    bq: int
+    bk: int
+    nq: int
+    nk: int
 
-    def __new__(cls, *facts):
-        return super().__new__(cls, facts)
+    def of_queries(self, i: Any) -> list[tuple[Any, Any, bool]]:
+        """Ranges of the blocks of keys that block i of queries may see: (first, end, whether some pair is hidden)."""
+        back, ahead = self._reach()
+        return self._ranges(i * self.bq, self.bq, self.bk, self.nk, back, ahead)
 
-    causal, window, plain, bq, bk, nq, nk, group = (property(lambda self, i=i: self[i]) for i in range(8))
+    def of_keys(self, j: Any) -> list[tuple[Any, Any, bool]]:
+        """The same for the blocks of queries that may see block j of keys."""
+        back, ahead = self._reach()
+        return self._ranges(j * self.bk, self.bk, self.bq, self.nq, ahead, back)
 
-    def keys_of(self, i: Any) -> tuple[Any, Any]:
-        """First and one past the last block of keys that block i of queries may see."""
-        first, last = 0, self.nk
-        if self.plain and self.causal:
-            last = jnp.minimum(self.nk, ((i + 1) * self.bq + self.bk - 1) // self.bk)
-        if self.plain and self.window is not None:
-            first = jnp.maximum(0, (i * self.bq - self.window + 1) // self.bk)
-            if not self.causal:
-                last = jnp.minimum(last, ((i + 1) * self.bq + self.window - 1 + self.bk - 1) // self.bk)
-        return first, last
+    def _reach(self) -> tuple[int | None, int | None]:
+        """How far back and ahead a query sees; None: without end."""
+        if not self.plain:
+            return None, None
+        reach = None if self.window is None else self.window - 1
+        return reach, 0 if self.causal else reach
 
-    def queries_of(self, j: Any) -> tuple[Any, Any]:
-        """First and one past the last block of queries that may see block j of keys."""
-        first, last = 0, self.nq
-        if self.plain and self.causal:
-            first = (j * self.bk) // self.bq
-        if self.plain and self.window is not None:
-            last = jnp.minimum(self.nq, ((j + 1) * self.bk + self.window - 1 + self.bq - 1) // self.bq)
-            if not self.causal:
-                first = jnp.maximum(first, (j * self.bk - self.window + 1) // self.bq)
-        return first, last
+    def _ranges(
+        self, at: Any, size: int, unit: int, count: int, back: int | None, ahead: int | None
+    ) -> list[tuple[Any, Any, bool]]:
+        """Of `count` blocks of `unit` tokens, for the tokens [at, at + size)."""
+        hidden = self.segments or not self.plain
+        if count == 1:
+            return [(0, 1, hidden or back is not None or ahead is not None)]
+        last = at + size - 1
+        first, low = (0, 0) if back is None else (jnp.maximum((at - back) // unit, 0), -((back - last) // unit))
+        end, high = (count, count)
+        if ahead is not None:
+            end, high = jnp.minimum((last + ahead) // unit + 1, count), (at + ahead + 1) // unit
+        if hidden:
+            return [(first, end, True)]
+        low = jnp.clip(low, first, end)
+        high = jnp.clip(high, low, end)
+        before, after = [(first, low, True)], [(high, end, True)]
+        return [*(before if back is not None else []), (low, high, False), *(after if ahead is not None else [])]
+
+
+def _over(ranges: list[tuple[Any, Any, bool]], count: int, add: Any, carry: Any) -> Any:
+    """`add(block, carry, masked)` for all blocks of the ranges."""
+    for first, end, masked in ranges:
+        if count == 1:
+            carry = add(0, carry, masked)
+        else:
+            carry = jax.lax.fori_loop(first, end, functools.partial(_flip, add, masked), carry)
+    return carry
+
+
+def _flip(add: Any, masked: bool, block: Any, carry: Any) -> Any:
+    return add(block, carry, masked)
 
 
 def _at(x: Any, i: Any) -> Any:
     return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), x)
 
 
-def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any) -> Array:
-    """[b, Hk, bk, group * bq] float32."""
+def _transposed(x: Array) -> Array:
+    """The last two dims swapped in memory, too: folded into a product they would be read out of order at every use."""
+    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
+
+
+def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, shape: tuple[int, int]) -> Array:
+    """[b, Hk, bk, G, bq] float32; `shape` is (Hk, G)."""
     if isinstance(bias, _Whole):
         b, H = bias.array.shape[:2]
         part = jax.lax.dynamic_slice(bias.array, (0, 0, i * spec.bq, j * spec.bk), (b, H, spec.bq, spec.bk))
     else:
         part = bias(_at(tables["q_index"], i)[0], _at(tables["k_index"], j)[0])[None]
-    b, H = part.shape[:2]
-    part = part.astype(jnp.float32).reshape(b, H // spec.group, spec.group, spec.bq, spec.bk)
-    return part.transpose(0, 1, 4, 2, 3).reshape(b, H // spec.group, spec.bk, spec.group * spec.bq)
+    part = part.astype(jnp.float32).reshape(part.shape[0], *shape, spec.bq, spec.bk)
+    return part.transpose(0, 1, 4, 2, 3)
 
 
-def _block_logits(spec: _Spec, q_i: Array, k_j: Array, bias: Any, i: Any, j: Any, tables: Any) -> Array:
-    """[B, Hk, bk, group * bq] float32, HIDDEN where a key is not seen."""
-    s = jnp.einsum("bhkd,bhqd->bhkq", k_j, q_i, preferred_element_type=jnp.float32)
+def _block_logits(spec: _Spec, q_i: Array, k_j: Array, bias: Any, i: Any, j: Any, tables: Any, masked: bool) -> Array:
+    """[B, Hk, bk, G, bq] float32, HIDDEN where a key is not seen."""
+    s = jnp.einsum("bhkd,bhgqd->bhkgq", k_j, q_i, preferred_element_type=jnp.float32)
     if bias is not None:
-        s = s + _block_bias(spec, bias, i, j, tables)
+        s = s + _block_bias(spec, bias, i, j, tables, q_i.shape[1:3])
+    if not masked:
+        return s
     ids = (None, None) if tables["q_ids"] is None else (_at(tables["q_ids"], i), _at(tables["k_ids"], j))
     mask = _mask(spec.causal, spec.window, _at(tables["q_index"], i), _at(tables["k_index"], j), *ids)
-    if mask is None:
-        return s
-    mask = jnp.tile(mask.swapaxes(1, 2), (1, 1, spec.group))[:, None]
-    return jnp.where(mask, s, HIDDEN)
+    return s if mask is None else jnp.where(mask.swapaxes(1, 2)[:, None, :, None], s, HIDDEN)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Array:
-    return _attend_forward(spec, q, k, v, bias, tables)[0]
+def _attend(spec: _Spec, q: Array, k: Array, columns: Array, bias: Any, tables: Any) -> Array:
+    return _attend_forward(spec, q, k, columns, bias, tables)[0]
 
 
-def _attend_forward(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Any:
-    B, Hk, rows = q.shape[1:4]
-    E = v.shape[-1]
+def _attend_forward(spec: _Spec, q: Array, k: Array, columns: Array, bias: Any, tables: Any) -> Any:
+    """o [nq, B, Hk, E, G, bq] float32, and what is kept.
+
+    q [nq, B, Hk, G, bq, D], k [nk, B, Hk, bk, D], and v as columns [nk, B, Hk, E, bk].
+    """
+    B, Hk, G, bq = q.shape[1:5]
+    E = columns.shape[3]
 
     def of_queries(_, i):
         q_i = _at(q, i)
 
-        def add(j, carry):
+        def add(j, carry, masked):
             m, total, o = carry
-            s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables)
-            m_new = jnp.maximum(m, s.max(-2))
+            s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
+            m_new = jnp.maximum(m, s.max(2))
             p = jnp.exp(s - m_new[:, :, None])
             old = jnp.exp(m - m_new)
-            total = total * old + p.sum(-2)
-            v_j = _at(v, j)
-            new = jnp.einsum("bhke,bhkq->bheq", v_j, p.astype(v_j.dtype), preferred_element_type=jnp.float32)
+            total = total * old + p.sum(2)
+            v_j = _at(columns, j)
+            new = jnp.einsum("bhek,bhkgq->bhegq", v_j, p.astype(v_j.dtype), preferred_element_type=jnp.float32)
             return m_new, total, o * old[:, :, None] + new
 
-        start = (jnp.full((B, Hk, rows), FLOOR), jnp.zeros((B, Hk, rows)), jnp.zeros((B, Hk, E, rows)))
-        m, total, o = jax.lax.fori_loop(*spec.keys_of(i), add, start)
-        any_seen = total > 0
-        total = jnp.where(any_seen, total, 1)
-        return None, (o / total[:, :, None], jnp.where(any_seen, m + jnp.log(total), 0))
+        rows = (B, Hk, G, bq)
+        start = (jnp.full(rows, FLOOR), jnp.zeros(rows), jnp.zeros((B, Hk, E, G, bq)))
+        m, total, o = _over(spec.of_queries(i), spec.nk, add, start)
+        some = total > 0
+        total = jnp.where(some, total, 1)
+        return None, (o / total[:, :, None], jnp.where(some, m + jnp.log(total), 0))
 
     _, (o, lse) = jax.lax.scan(of_queries, None, jnp.arange(spec.nq))
-    return o, (q, k, v, bias, tables, o, lse)
+    return o, (q, k, columns, bias, tables, o, lse)
 
 
 def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
-    q, k, v, bias, tables, o, lse = kept
-    delta = (do * o).sum(-2)  # [nq, B, Hk, rows]
+    """With p = exp(s - lse): dv = p do, dp = v do^T, ds = p (dp - sum(do o)), dk = ds q, dq = ds^T k."""
+    q, k, columns, bias, tables, o, lse = kept
+    delta = (do * o).sum(3)  # [nq, B, Hk, G, bq]
+    do = do.astype(columns.dtype)
 
     def of_keys(carry, j):
-        k_j, v_j = _at(k, j), _at(v, j)
+        k_j, v_j = _at(k, j), _transposed(_at(columns, j))
+        k_columns = _transposed(k_j)
 
-        def add(i, carry):
+        def add(i, carry, masked):
             dq, dbias, dk, dv = carry
-            q_i, do_i = _at(q, i), _at(do, i).astype(v_j.dtype)
-            s = _block_logits(spec, q_i, k_j, bias, i, j, tables)
+            q_i, do_i = _at(q, i), _at(do, i)
+            s = _block_logits(spec, q_i, k_j, bias, i, j, tables, masked)
             p = jnp.exp(s - _at(lse, i)[:, :, None])
-            dv = dv + jnp.einsum("bhkq,bheq->bhke", p.astype(v_j.dtype), do_i, preferred_element_type=jnp.float32)
-            dp = jnp.einsum("bhke,bheq->bhkq", v_j, do_i, preferred_element_type=jnp.float32)
+            dv = dv + jnp.einsum("bhkgq,bhegq->bhke", p.astype(do.dtype), do_i, preferred_element_type=jnp.float32)
+            dp = jnp.einsum("bhke,bhegq->bhkgq", v_j, do_i, preferred_element_type=jnp.float32)
             ds = p * (dp - _at(delta, i)[:, :, None])
             if bias is not None:
-                _, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables), bias)
-                full = _block_bias_shape(spec, bias, i, j, tables)
-                (part,) = pull(ds if full[0] != 1 else ds.sum(0, keepdims=True))
-                dbias = jax.tree.map(jnp.add, dbias, part)
-            ds = ds.astype(q_i.dtype)
-            dk = dk + jnp.einsum("bhkq,bhqd->bhkd", ds, q_i, preferred_element_type=jnp.float32)
-            new = _at(dq, i) + jnp.einsum("bhkq,bhkd->bhqd", ds, k_j, preferred_element_type=jnp.float32)
-            return jax.lax.dynamic_update_index_in_dim(dq, new, i, 0), dbias, dk, dv
+                part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, q_i.shape[1:3]), bias)
+                dbias = jax.tree.map(jnp.add, dbias, pull(ds if part.shape[0] > 1 else ds.sum(0, keepdims=True))[0])
+            ds = ds.astype(q.dtype)
+            dk = dk + jnp.einsum("bhkgq,bhgqd->bhkd", ds, q_i, preferred_element_type=jnp.float32)
+            new = jnp.einsum("bhdk,bhkgq->bhdgq", k_columns, ds, preferred_element_type=jnp.float32)
+            return jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + new, i, 0), dbias, dk, dv
 
         zeros = (jnp.zeros(k_j.shape, jnp.float32), jnp.zeros(v_j.shape, jnp.float32))
-        dq, dbias, dk, dv = jax.lax.fori_loop(*spec.queries_of(j), add, (*carry, *zeros))
-        return (dq, dbias), (dk.astype(k.dtype), dv.astype(v.dtype))
+        dq, dbias, dk, dv = _over(spec.of_keys(j), spec.nq, add, (*carry, *zeros))
+        return (dq, dbias), (dk.astype(k.dtype), dv.swapaxes(-1, -2).astype(columns.dtype))
 
-    start = (jnp.zeros(q.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias))
-    (dq, dbias), (dk, dv) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
-    return dq.astype(q.dtype), dk, dv, dbias, jax.tree.map(_no_gradient, tables)
-
-
-def _block_bias_shape(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any) -> tuple[int, ...]:
-    return jax.eval_shape(lambda b: _block_bias(spec, b, i, j, tables), bias).shape
-
-
-def _no_gradient(x: Array) -> Any:
-    """The cotangent of an integer array."""
-    return np.zeros(x.shape, jax.dtypes.float0)
+    nq, B, Hk, G, bq, D = q.shape
+    start = (jnp.zeros((nq, B, Hk, D, G, bq), jnp.float32), jax.tree.map(jnp.zeros_like, bias))
+    (dq, dbias), (dk, dcolumns) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tables)
+    return dq.transpose(0, 1, 2, 4, 5, 3).astype(q.dtype), dk, dcolumns, dbias, nothing
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -257,7 +257,7 @@ def continue_text(
     (new,) = generate(
         model,
         variables,
-        [tokens],  # type: ignore[list-item]
+        [tokens],
         most,
         config.sampling,
         jax.random.key(config.seed),

@@ -1,4 +1,4 @@
-"""Drop path, layer norm, the MLP and the initializers."""
+"""Drop path, norms, the perceptrons, the short convolution and the initializers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 
 from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import NORMAL, torch_uniform
-from flashjax.layers.mlp import Mlp
-from flashjax.layers.norm import LayerNorm
+from flashjax.layers.mlp import ACTIVATIONS, FeedForward, Mlp
+from flashjax.layers.norm import NORMS, LayerNorm, RMSNorm
+from flashjax.layers.short_conv import ShortConv
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -58,6 +59,63 @@ def test_layer_norm_gradients_are_those_of_its_definition():
     got = jax.grad(lambda *args: (layer(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     want = jax.grad(lambda *args: (reference(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+def test_rms_and_scale_norm_are_their_equations():
+    x = np.random.default_rng(0).normal(2, 3, (5, 16))
+    gain = np.random.default_rng(1).normal(size=16)
+    mean = np.mean(x * x, -1, keepdims=True)
+    for name, scale, expected in (
+        ("rmsnorm", gain, x / np.sqrt(mean + 1e-3) * gain),
+        ("scalenorm", np.float64(1.7), 1.7 * x / (np.linalg.norm(x, axis=-1, keepdims=True) / 4)),
+    ):
+        norm = NORMS[name](epsilon=1e-3, dtype=jnp.float32)  # type: ignore[call-arg]
+        out = norm.apply({"params": {"scale": jnp.float32(scale)}}, jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(out, expected, rtol=1e-5, err_msg=name)
+    out, variables = RMSNorm(use_scale=False).init_with_output(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(np.mean(np.square(out), -1), 1, rtol=1e-5)
+    assert variables == {}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_a_zero_vector_are_zero_with_a_finite_gradient(name):
+    norm = NORMS[name](dtype=jnp.bfloat16)  # type: ignore[call-arg]
+    variables = norm.init(jax.random.key(0), jnp.zeros((1, 8)))
+    out, gradient = jax.value_and_grad(lambda x: norm.apply(variables, x).astype(jnp.float32).sum())(jnp.zeros((1, 8)))
+    assert out == 0 and np.isfinite(gradient).all()
+    assert norm.apply(variables, jnp.ones((1, 8))).dtype == jnp.bfloat16  # type: ignore[union-attr]
+
+
+def test_gated_and_plain_feed_forward():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 4)), jnp.float32)
+    made = {"swiglu": jax.nn.silu, "relu2": lambda h: np.square(np.maximum(h, 0))}
+    for name, function in made.items():
+        out, variables = FeedForward(6, name, use_bias=False).init_with_output(jax.random.key(0), x)
+        kernels = {key: tree["kernel"] for key, tree in variables["params"].items()}
+        hidden = x @ kernels["up"]
+        hidden = function(x @ kernels["gate"]) * hidden if ACTIVATIONS[name][1] else function(hidden)
+        np.testing.assert_allclose(out, hidden @ kernels["down"], atol=1e-6)
+        assert set(kernels) == {"up", "down"} | ({"gate"} if ACTIVATIONS[name][1] else set())
+
+
+def test_short_convolution_looks_back_within_its_document():
+    x = np.random.default_rng(0).normal(size=(2, 7, 3)).astype(np.float32)
+    ids = np.array([[1, 1, 1, 2, 2, 2, 0], [1] * 7], np.int32)
+    conv = ShortConv(3)
+    out, variables = conv.init_with_output(jax.random.key(0), jnp.asarray(x), jnp.asarray(ids))
+    kernel = np.asarray(variables["params"]["kernel"])
+    for b, t in np.ndindex(2, 7):
+        taps = [kernel[2 - s] * x[b, t - s] for s in range(3) if t >= s and ids[b, t - s] == ids[b, t]]
+        np.testing.assert_allclose(out[0][b, t], sum(taps), atol=1e-6)
+    assert out[1] is None
+
+    whole, _ = conv.apply(variables, jnp.asarray(x))
+    valid = jnp.asarray([[True] * 4 + [False], [True] * 2 + [False] * 3])
+    _, state = conv.apply(variables, jnp.asarray(x[:, :5]), None, jnp.zeros((2, 2, 3)), valid)
+    for step in range(3):
+        at = np.array([4, 2]) + step
+        y, state = conv.apply(variables, jnp.asarray(x[[0, 1], at])[:, None], None, state)
+        np.testing.assert_allclose(y[:, 0], whole[np.arange(2), at], atol=1e-6)
 
 
 def test_mlp_uses_the_exact_gelu():
