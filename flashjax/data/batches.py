@@ -38,7 +38,7 @@ def generator(seed: int, family: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, family], counter=[0, 0, index, 0]))
 
 
-def shuffled(count: int, seed: int) -> grain.MapDataset:
+def shuffled(count: int, seed: int) -> Any:
     """Random access to an endless order: slots e * count to (e + 1) * count are a permutation, a new one for each e."""
     # Grain adds the epoch to this number, so neighbouring seeds must not lie next to each other.
     shuffle_seed = int(generator(seed, SHUFFLE, 0).integers(2**32))

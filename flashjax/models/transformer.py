@@ -503,7 +503,7 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={True: 0},
                 split_rngs={True: True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
                 length=cfg.depth,
             )
             x, new["layers"] = layers(cfg, mode, train, name="layers")(x, (cache or {}).get("layers"), context)

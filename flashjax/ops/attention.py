@@ -347,7 +347,7 @@ def _transposed(x: Array) -> Array:
     return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
 
 
-def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, shape: tuple[int, int]) -> Array:
+def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, shape: tuple[int, ...]) -> Array:
     """[b, Hk, bk, G, bq] float32; `shape` is (Hk, G)."""
     if isinstance(bias, _Whole):
         b, H = bias.array.shape[:2]

@@ -57,7 +57,7 @@ class Softmax(Mixer):
         logits = jnp.einsum("bihd,bjhd->bhij", q, k, preferred_element_type=jnp.float32)
         logits = logits * (self.scale or q.shape[-1] ** -0.5)
         if bias is not None:
-            logits = logits + (bias(index, index) if callable(bias) else bias)
+            logits = logits + jnp.asarray(bias(index, index) if callable(bias) else bias)
         logits = jnp.where(seen[:, None], logits, -1e30)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * seen[:, None]
         weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
