@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import jax
