@@ -70,10 +70,7 @@ def test_a_baseline_and_hidden_tokens(tmp_path, text, monkeypatch, capsys):
 
 
 LM, C4 = lm_presets.PRESETS, c4_presets.PRESETS
-QUICK = (
-    *("lm/demo", "lm/demo_transformer_pp", "lm/wiki40b", "lm/pg19_transformer"),
-    *("c4/demo_quad", "c4/base_512", "c4/base_8192_transformer_pp"),
-)
+QUICK = ("lm/demo", "lm/wiki40b_transformer_pp", "c4/base_512")
 ALL = [*(f"lm/{name}" for name in LM), *(f"c4/{name}" for name in C4)]
 
 
