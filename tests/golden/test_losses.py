@@ -1,4 +1,9 @@
-"""Twenty steps of the tiny form of each family of presets on eight devices, against the losses of an earlier day."""
+"""Twenty steps of the tiny form of each family of presets on eight devices, against the losses of an earlier day.
+
+Images on a mesh of data, fsdp and tensor; text on one of data, sequence and tensor.
+"""
+
+import functools
 
 import jax
 import numpy as np
@@ -8,34 +13,33 @@ from configs.swin_imagenet import PRESETS
 from flashjax.training import MeshConfig, Program
 from tests.golden.golden import expected, how
 from tests.golden.tiny import STEPS, tiny
+from tests.golden.tiny_text import MODELS, tiny_text
 
-MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+IMAGES = MeshConfig(data=2, fsdp=2, tensor=2)
+TEXT = MeshConfig(data=2, sequence=2, tensor=2)
+EXPERIMENTS = {
+    **{name: functools.partial(tiny, PRESETS[name], IMAGES) for name in ("tiny_1k", "v2_tiny_w8", "demo")},
+    "tiny_22k_to_1k": functools.partial(tiny, PRESETS["tiny_22k_to_1k"], IMAGES),
+    **{name: functools.partial(tiny_text, name, TEXT) for name in MODELS},
+}
 RTOL = 2e-5
 """Of the loss and the gradient's norm, each step. Other meshes differ by 1e-6 over the twenty steps (one device, data 2
 x fsdp 4, this one), of which 5e-7 is the file's rounding."""
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        "tiny_1k",
-        "v2_tiny_w8",
-        pytest.param("demo", marks=pytest.mark.slow),  # compiling takes all the time
-        pytest.param("tiny_22k_to_1k", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.slow
-def test_losses(preset):
-    experiment = tiny(PRESETS[preset], MESH)
+@pytest.mark.slow  # compiling takes all the time
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_losses(name):
+    experiment = EXPERIMENTS[name]()
     program, data = Program(experiment), experiment.train_data
     state, found = program.init(), {"loss": [], "grad_norm": []}
     for k in range(STEPS):
         state, metrics = program.train_step(state, program.put(data.batch(k), data.spec))
-        for name, values in found.items():
-            values.append(float(metrics[name]))
+        for figure, values in found.items():
+            values.append(float(metrics[figure]))
     assert jax.device_count() == 8
-    golden = expected("losses.json", preset, found, round_to=6)
-    for name, values in found.items():
+    golden = expected("losses.json", name, found, round_to=6)
+    for figure, values in found.items():
         np.testing.assert_allclose(
-            values, golden[name], rtol=RTOL, err_msg=f"{preset}: {name} of each step; {how('losses.json')}"
+            values, golden[figure], rtol=RTOL, err_msg=f"{name}: {figure} of each step; {how('losses.json')}"
         )
