@@ -166,7 +166,7 @@ def _array_boxes(
         raise ValueError(f"box_format must be 'xywh' or 'xyxy'; it is {box_format!r}")
     if given.get("bbox") is None and not needed:
         return None, None
-    boxes = np.asarray(_array(given, "bbox", source), np.float64)
+    boxes = np.ascontiguousarray(_array(given, "bbox", source), np.float64)
     if boxes.size == 0:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:

@@ -136,11 +136,11 @@ def picture(size: tuple[int, int], boxes: Sequence[Box], image: str | None = Non
         x, y, w, h = one.box
         words = ""
         if one.words and one.speaks:
-            size = 10.5 * unit
-            left = max(min(x + 2 * unit, width - 0.62 * size * len(one.words)), 2 * unit)
-            base = y - 3 * unit if y > 1.2 * size else max(y, 0) + 1.1 * size
+            font = 10.5 * unit
+            left = max(min(x + 2 * unit, width - 0.62 * font * len(one.words)), 2 * unit)
+            base = y - 3 * unit if y > 1.2 * font else max(y, 0) + 1.1 * font
             words = (
-                f'<text x="{left:.1f}" y="{base:.1f}" style="font-size:{size:.2f}px;stroke-width:{2.6 * unit:.2f}">'
+                f'<text x="{left:.1f}" y="{base:.1f}" style="font-size:{font:.2f}px;stroke-width:{2.6 * unit:.2f}">'
                 f"{escape(one.words)}</text>"
             )
         parts.append(

@@ -113,7 +113,7 @@ def _coco_catalogue(data: Mapping[str, Any], source: str, lvis: bool) -> Catalog
         kept = category_ids[known] == flat  # a file of fewer categories may name others
         pairs.append(np.unique(owner[kept] * len(category_ids) + known[kept]))
     frequency = tuple(_frequency(categories[k], k, source) for k in by_category.tolist())
-    return Catalogue(*(getattr(catalogue, f) for f in _BASIC), frequency, *pairs)
+    return Catalogue(*(getattr(catalogue, f) for f in _BASIC), frequency, *pairs)  # type: ignore[call-arg]
 
 
 def _frequency(category: Mapping[str, Any], row: int, source: str) -> str:

@@ -118,10 +118,10 @@ class Walk:
 def walk() -> Walk:
     """Evaluates the example."""
     truth, found = columns()
-    options = {"iou_thresholds": (IOU,)}
-    every = evaluate(truth, found, "rafaelpadilla_every", **options)
-    eleven = evaluate(truth, found, "rafaelpadilla_11", **options)
-    fine = evaluate(truth, found, "rafaelpadilla_every", recall_thresholds=np.linspace(0, 1, 101), **options)
+    every = evaluate(truth, found, "rafaelpadilla_every", iou_thresholds=[IOU])
+    eleven = evaluate(truth, found, "rafaelpadilla_11", iou_thresholds=[IOU])
+    recalls = np.linspace(0, 1, 101).tolist()
+    fine = evaluate(truth, found, "rafaelpadilla_every", iou_thresholds=[IOU], recall_thresholds=recalls)
     curve = every.curves.of(0)
     c = every.comparison
     measure = corner_measure(_corners(found["bbox"]), _corners(truth["bbox"]), 1.0)

@@ -96,7 +96,7 @@ def boxes_of(records: Records, source: str, what: str) -> Array:
     return boxes
 
 
-def keypoints_of(lists: Sequence[Any], source: str, what: str) -> Array:
+def keypoints_of(lists: Sequence[Any] | Array, source: str, what: str) -> Array:
     """[N, J, 3]."""
     if not len(lists):
         return np.zeros((0, 0, 3))
@@ -126,7 +126,7 @@ def known_sizes(sizes: Array, source: str, what: str) -> Array:
     return sizes
 
 
-def segmentations(given: Sequence[Any], sizes: Array, source: str, what: str) -> m.AnyMasks:
+def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what: str) -> m.AnyMasks:
     """Masks of polygons, run lengths and compressed run lengths, in their order."""
     kinds = np.array([_segmentation_kind(one, row, source, what) for row, one in enumerate(given)], np.int8)
     if not len(kinds):

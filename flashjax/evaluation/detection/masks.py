@@ -577,7 +577,7 @@ def union(masks: Masks, groups: Array) -> Masks:
     for piece in pieces(masks.starts[groups[1:]] - masks.starts[groups[:-1]]):
         span = slice(masks.starts[groups[piece.start]], masks.starts[groups[piece.stop]])
         # Begin before end where they meet, so that runs that touch become one.
-        is_end = np.arange(span.stop - span.start) & 1
+        is_end = np.arange(int(span.stop) - int(span.start)) & 1
         key = np.sort(owner[span] << 40 | masks.bounds[span] << 1 | is_end, kind="stable")
         depth = np.cumsum(1 - 2 * (key & 1))
         begins = np.concatenate([[0], depth[:-1]]) == 0

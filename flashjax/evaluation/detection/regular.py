@@ -86,7 +86,7 @@ def _read(file: Any, masks: bool) -> Mapping[str, Any]:
     for name in ("bbox", "score"):
         if name in places:
             value = np.concatenate([part[:, places[name]] for part in numbers])
-            columns[name] = value if name == "bbox" else value[:, 0]
+            columns[name] = np.ascontiguousarray(value) if name == "bbox" else value[:, 0]
     if masks:
         columns["counts"] = np.concatenate(texts)
         starts = np.zeros(len(columns["score"]) + 1, np.int64)

@@ -1,6 +1,5 @@
 """The page of an evaluation: its numbers, curves, kinds of error, confusions and the images that went worst."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -331,6 +330,6 @@ def _card(
     )
 
 
-def _tuple(box: Sequence[float]) -> tuple[float, float, float, float]:
+def _tuple(box: Array) -> tuple[float, float, float, float]:
     x, y, width, height = (float(v) for v in box)
     return x, y, width, height

@@ -58,7 +58,8 @@ class Evaluator:
         **options: Any,
     ):
         self.protocol = protocols.get(protocol, iou_type, **options_of(**options))
-        self.iou_type, self.box_format, self.only_seen = iou_type, box_format, only_seen
+        self.iou_type, self.only_seen = iou_type, only_seen
+        self.box_format: BoxFormat = box_format
         if (ground_truth is None) == (categories is None):
             raise ValueError("give either ground_truth, or the categories of one that comes with the batches")
         self.truth = None
