@@ -32,6 +32,7 @@ def text(tmp_path):
     return tmp_path / "text"
 
 
+@pytest.mark.slow
 def test_trains_one_step_and_tries_a_method(tmp_path, text, monkeypatch, capsys):
     workdir = tmp_path / "run"
     run(monkeypatch, "--workdir", workdir, "--data_dir", text, "--methods", "rerope", *SMALL)

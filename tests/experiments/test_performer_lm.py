@@ -41,6 +41,7 @@ def test_a_model_changes_over(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "figure.html").read_text().count("<svg") == 3
 
 
+@pytest.mark.slow
 def test_error_falls_with_rows():
     lines = approximation.errors(ErrorConfig(features=(8, 128), kernels=("positive",), draws=8, length=16, dim=8))
     by = {(line["rows"], line["features"]): line["error"] for line in lines}

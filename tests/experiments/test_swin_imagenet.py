@@ -38,6 +38,7 @@ def photographs(tmp_path):
     return tmp_path / "pictures"
 
 
+@pytest.mark.slow
 def test_train_resume_evaluate_predict(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
     run(monkeypatch, "--workdir", workdir, "--steps", 3, *SMALL)
@@ -79,6 +80,7 @@ def test_a_folder_of_images_is_learnt_and_fine_tunes_another_resolution(tmp_path
     assert json.loads((tmp_path / "second" / "config.json").read_text())["class_names"] == ["dark", "light"]
 
 
+@pytest.mark.slow
 def test_pretrained_file_names_images_without_any_run(tmp_path, monkeypatch, capsys):
     name = "swin_tiny_patch4_window7_224"
     config = PRESETS["tiny_1k"]

@@ -52,7 +52,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path):
     assert (
         html.count("<svg") == 3
     )  # loss by speed in both tables; decoding of the linear ones, and of softmax with them
-    assert html.count("Decoding, linear") == 1 and "length 1024: 1" in html and "length 1024: 3" in html
+    assert html.count("<h2>Decoding, linear</h2>") == 1 and "length 1024: 1" in html and "length 1024: 3" in html
     assert "linformer has no causal form" in html
 
 
