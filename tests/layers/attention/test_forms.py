@@ -256,7 +256,8 @@ def test_both_directions(name):
         check_slope(gradient, q, k, v, inputs)
 
         def run(q, k, v, ids=IDS):
-            return np.asarray(gradient(q, k, v, inputs, ids, 1.0)[1])
+            with jax.enable_x64(True):
+                return np.asarray(gradient(q, k, v, inputs, ids, 1.0)[1])
 
         o = run(q, k, v)
 
