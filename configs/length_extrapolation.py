@@ -31,8 +31,8 @@ class TrainedRun(LanguageRun):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     """Architecture; positions and masks are the methods'."""
     repeats: float = 0.0
-    """Part of the training rows that repeat their beginning, at a distance drawn up to half of L: a small model learns
-    to copy from them, without which its repeated texts and passkeys tell nothing about methods."""
+    """Part of the training rows that repeat their beginning, at a distance drawn up to half of L. Meant to teach a
+    small model to copy, without which repeated texts and passkeys tell nothing of methods; how well is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,6 @@ def demo() -> LengthExtrapolation:
     """A byte Transformer, 128 wide and 4 deep, trained at 128 bytes; keys of letters, as the Bible has no digits."""
     run = TrainedRun(
         steps=800,
-        repeats=0.25,
         model=TransformerConfig(
             vocab_size=260,
             width=128,
