@@ -575,7 +575,7 @@ def union(masks: Masks, groups: Array) -> Masks:
     owner = np.repeat(np.repeat(np.arange(len(sizes)), np.diff(groups)), np.diff(masks.starts))
     done = []
     for piece in pieces(masks.starts[groups[1:]] - masks.starts[groups[:-1]]):
-        span = slice(masks.starts[groups[piece.start]], masks.starts[groups[piece.stop]])
+        span = slice(int(masks.starts[groups[piece.start]]), int(masks.starts[groups[piece.stop]]))
         # Begin before end where they meet, so that runs that touch become one.
         is_end = np.arange(int(span.stop) - int(span.start)) & 1
         key = np.sort(owner[span] << 40 | masks.bounds[span] << 1 | is_end, kind="stable")
