@@ -157,6 +157,8 @@ def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what:
                 row, words = str(error).strip().split(": ", 1)
                 raise ValueError(f"{name} {chosen[int(row)]}: {words}") from None
             rows.append(chosen)
+    if len(parts) == 1:
+        return parts[0]
     return m.Masks.join(parts).take(np.argsort(np.concatenate(rows), kind="stable"))
 
 

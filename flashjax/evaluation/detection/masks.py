@@ -18,8 +18,8 @@ import numpy as np
 
 Array = np.ndarray
 
-CHUNK = 1 << 16
-"""Elements that are worked on at a time: half a megabyte of 64-bit numbers."""
+CHUNK = 1 << 17
+"""Elements that are worked on at a time: a megabyte of 64-bit numbers."""
 _SCALE = 5
 
 
@@ -42,8 +42,14 @@ class Masks:
 
     def take(self, rows: Array) -> "Masks":
         """The masks of these rows."""
-        index, starts = ragged(self.starts[rows], self.starts[np.asarray(rows) + 1])
-        return Masks(self.sizes[rows], starts, self.bounds[index])
+        rows = np.asarray(rows, np.int64)
+        first, last = self.starts[rows], self.starts[rows + 1]
+        starts = offsets(last - first)
+        bounds = np.empty(starts[-1], np.int64)
+        for piece in pieces(last - first):
+            index, _ = ragged(first[piece], last[piece])
+            bounds[starts[piece.start] : starts[piece.stop]] = self.bounds.take(index)
+        return Masks(self.sizes[rows], starts, bounds)
 
     def rows(self, rows: Array) -> "Masks":
         """`take`, as of `Encoded`."""
@@ -212,10 +218,10 @@ def pieces(lengths: Array, most: int = CHUNK) -> Iterator[slice]:
 
 
 def _sums(values: Array, starts: Array) -> Array:
-    """Sum of each list."""
-    total = np.zeros(len(values) + 1, np.int64)
+    """Sum of each list, int64; those of int32 are added in int32."""
+    total = np.zeros(len(values) + 1, np.int32 if values.dtype == np.int32 else np.int64)
     np.cumsum(values, out=total[1:])
-    return total[starts[1:]] - total[starts[:-1]]
+    return (total[starts[1:]] - total[starts[:-1]]).astype(np.int64)
 
 
 # The codec.
@@ -257,7 +263,7 @@ def from_strings(strings: Sequence[str | bytes], sizes: Array, source: str = "ma
 
 
 def _numbers(text: Array, starts: Array, source: str, rows: Array) -> tuple[Array, Array]:
-    """(the numbers that strings hold, where each string's begin among them).
+    """(the numbers that strings hold, int32; where each string's begin among them).
 
     A character holds 5 bits from the lowest up, bit 6 says that more follow, and the highest bit of the last is the
     sign.
@@ -272,44 +278,45 @@ def _numbers(text: Array, starts: Array, source: str, rows: Array) -> tuple[Arra
     if more[ends].any():
         row = int(np.searchsorted(starts, ends[np.argmax(more[ends])], side="right")) - 1
         raise ValueError(f"{source} {rows[row]}: its run lengths break off in the middle of a number")
-    value = _BITS.take(code)
-    behind = more[:-1]  # a character, with `length` - 1 after it that belong to the same number
-    rest, length = value, 1
-    while behind.any():
-        if length == 6:
-            row = int(np.searchsorted(starts, np.argmax(behind), side="right")) - 1
-            raise ValueError(f"{source} {rows[row]}: a run length of more than 30 bits")
-        following = rest[1:] << 5
-        following *= more[:-1]
-        rest = value.copy()
-        rest[:-1] += following
-        behind = behind[:-1] & more[length:-1] if length < len(more) else behind[:0]
-        length += 1
+    # What a character adds: its 5 bits; of one that ends a number, the highest with the sign.
+    low = (code & np.uint8(31)).view(np.int8)
+    low -= ((code & np.uint8(48)) == 16).view(np.int8) << 5
+    both = low.astype(np.int32)  # of two characters, as most numbers have no more
+    following = both[1:] << 5
+    following *= more[:-1]
+    both[:-1] += following
     begins = np.ones(len(code), bool)
-    begins[1:] = ~more[:-1]
+    np.logical_not(more[:-1], out=begins[1:])
     first = np.flatnonzero(begins)
-    return rest.take(first).astype(np.int64), np.searchsorted(first, starts)
-
-
-# What a character adds: its 5 bits; of one that ends a number, the highest with the sign.
-_BITS = np.array([*range(16), *range(-16, 0), *range(32)], np.int32)
+    value = both.take(first)
+    longer = np.flatnonzero(begins[:-2] & more[:-2] & more[1:-1])  # starts of those of three and more
+    place, slot = 2, np.searchsorted(first, longer)
+    while len(longer):
+        if place == 6:
+            row = int(np.searchsorted(starts, longer[0], side="right")) - 1
+            raise ValueError(f"{source} {rows[row]}: a run length of more than 30 bits")
+        value[slot] += low[longer + place].astype(np.int32) << (5 * place)
+        on = np.flatnonzero(more[longer + place])
+        longer, slot, place = longer[on], slot[on], place + 1
+    return value, np.searchsorted(first, starts)
 
 
 def _decode(text: Array, starts: Array, sizes: Array, source: str, rows: Array) -> Masks:
     """Strings to runs. From the fourth on, a number is the difference to the one two before it."""
     value, number_starts = _numbers(text, starts, source, rows)
-    return _from_runs(value, number_starts, sizes, source, rows, differences=True)
+    return _from_runs(value.astype(np.int64), number_starts, sizes, source, rows, differences=True)
 
 
 def _coded_areas(text: Array, starts: Array, sizes: Array, source: str, rows: Array) -> Array:
     """Areas of strings without their runs: a difference counts once for itself and once for every second number after
-    it."""
+    it. Sums are modulo 2^32, and so right for images of less than 2^31 pixels."""
     value, number_starts = _numbers(text, starts, source, rows)
     count = np.diff(number_starts)
-    behind = np.repeat(number_starts[1:] - 1, count)  # of each, then how many numbers come after it
-    behind -= np.arange(len(value))
-    odd = np.repeat(count, count)  # whether its place is odd: foreground
-    odd -= behind
+    behind = np.repeat((number_starts[1:] - 1).astype(np.int32), count)  # how many numbers come after each
+    behind -= np.arange(len(value), dtype=np.int32)
+    # Whether its place is odd and so foreground: the number of those before it is.
+    odd = np.repeat((count & 1).astype(np.int32), count)
+    odd ^= behind
     odd &= 1
     odd ^= 1
     behind >>= 1
