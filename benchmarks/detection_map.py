@@ -11,6 +11,7 @@ own, on one core with one thread, and ends with the twelve numbers, which must a
 Two times: *whole*, from the files to the numbers; *evaluate*, from what the contender has loaded (its own objects) to
 the numbers. Memory is the peak of the process less what it held before it opened the files. Contenders take turns,
 round by round; a ratio is the median over rounds of the contender's by flashjax's: above 1, flashjax is ahead.
+Contenders that need minutes run once (`--once`); one that would need more than `--memory` GB fails and says so.
 """
 
 import argparse
@@ -37,8 +38,8 @@ CONTENDERS = ("flashjax", "pycocotools", "faster-coco-eval", "hotcoco")
 # The set.
 
 
-def generate(scale: int, masks: bool, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(ground truth as a COCO file holds it, detections as a results file holds them)."""
+def write_set(scale: int, kind: str, truth: Path, found: Path, seed: int = 0) -> None:
+    """Writes a ground truth and results as COCO's files hold them, the results in parts."""
     rng = np.random.default_rng(seed)
     images, count = IMAGES * scale, OBJECTS * scale
     size = SIZES[rng.choice(len(SIZES), images, p=[0.35, 0.15, 0.2, 0.1, 0.15, 0.05])]
@@ -49,13 +50,48 @@ def generate(scale: int, masks: bool, seed: int = 0) -> tuple[dict[str, Any], li
     image = np.sort(np.concatenate([busy, rng.choice(busy, count - len(busy), p=_weights(rng, len(busy)))]))
     # Objects of an image are of few classes: most repeat the class of the one before.
     label = rng.choice(CLASSES, count, p=share)
-    repeat = np.flatnonzero((rng.random(count) < 0.6) & (np.diff(image, prepend=-1) == 0))
-    for i in repeat:
+    for i in np.flatnonzero((rng.random(count) < 0.6) & (np.diff(image, prepend=-1) == 0)).tolist():
         label[i] = label[i - 1]
-    boxes = _boxes(rng, size[image])
-    crowd = rng.random(count) < 0.012
+    boxes, crowd = _boxes(rng, size[image]).round(2), rng.random(count) < 0.012
+    area = boxes[:, 2] * boxes[:, 3] * rng.uniform(0.5, 0.8, count)
+    columns = (image, categories[label].tolist(), boxes.tolist(), area.tolist(), crowd.astype(int).tolist())
+    annotations = [
+        {"id": i, "image_id": 7 * int(im) + 1, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
+        for i, (im, c, b, a, k) in enumerate(zip(*columns, strict=True), start=1)
+    ]
+    if kind == "segm":
+        _add_polygons(rng, annotations, size[image], boxes, crowd)
+    dataset = {
+        "images": [{"id": 7 * i + 1, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(size)],
+        "categories": [{"id": int(c), "name": f"class {c}"} for c in categories],
+        "annotations": annotations,
+    }
+    truth.write_text(json.dumps(dataset))
+    del dataset, annotations
 
-    # Detections: about 4 near each object, the rest anywhere, 100 an image in the end.
+    first = np.searchsorted(image, np.arange(images + 1))
+    with open(found, "w") as file:
+        for start in range(0, images, 500):
+            stop = min(start + 500, images)
+            rows = slice(first[start], first[stop])
+            here, d_label, d_boxes, d_score = _detections(
+                rng, image[rows] - start, label[rows], boxes[rows], size[start:stop], share
+            )
+            records = _records(rng, kind, here + start, categories[d_label], d_boxes, d_score, size)
+            file.write(("[" if start == 0 else ", ") + json.dumps(records)[1:-1])
+        file.write("]")
+
+
+def _detections(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    label: np.ndarray,
+    boxes: np.ndarray,
+    size: np.ndarray,
+    share: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """(image, class, box, score): about 4 near each object, the rest anywhere, 100 an image in the end."""
+    count, images = len(image), len(size)
     near = np.repeat(np.arange(count), rng.poisson(4, count))
     shift = rng.normal(size=(len(near), 4)) * rng.exponential(0.12, (len(near), 1))
     found = boxes[near].copy()
@@ -65,50 +101,42 @@ def generate(scale: int, masks: bool, seed: int = 0) -> tuple[dict[str, Any], li
     right = rng.random(len(near)) < 0.85
     d_label = np.where(right, label[near], rng.choice(CLASSES, len(near), p=share))
     d_score = rng.beta(1 + 5 * quality * right, 4)
-    d_image = image[near]
-    missing = np.maximum(DETECTIONS - np.bincount(d_image, minlength=images), 0)
+    missing = np.maximum(DETECTIONS - np.bincount(image[near], minlength=images), 0)
     far = np.repeat(np.arange(images), missing)
-    of_image = np.searchsorted(image, far)  # the noise prefers the classes that are there
-    far_label = np.where(
-        rng.random(len(far)) < 0.5, label[np.minimum(of_image, count - 1)], rng.choice(CLASSES, len(far), p=share)
-    )
-    d_image = np.concatenate([d_image, far])
-    d_label = np.concatenate([d_label, far_label])
-    d_boxes = np.concatenate([found, _boxes(rng, size[far])])
-    d_score = np.concatenate([d_score, rng.beta(1, 12, len(far))])
-    d_boxes = _inside(d_boxes, size[d_image])
+    of_image = np.minimum(np.searchsorted(image, far), count - 1)  # the noise prefers the classes that are there
+    far_label = np.where(rng.random(len(far)) < 0.5, label[of_image], rng.choice(CLASSES, len(far), p=share))
+    d_image = np.concatenate([image[near], far])
+    d_boxes = _inside(np.concatenate([found, _boxes(rng, size[far])]), size[d_image])
+    d_label, d_score = np.concatenate([d_label, far_label]), np.concatenate([d_score, rng.beta(1, 12, len(far))])
     order = np.lexsort([-d_score, d_image])
     rank = np.arange(len(order)) - np.searchsorted(d_image[order], d_image[order])
     order = order[rank < DETECTIONS]
-    d_image, d_label, d_boxes, d_score = d_image[order], d_label[order], d_boxes[order], d_score[order]
+    return d_image[order], d_label[order], d_boxes[order].round(3), d_score[order].round(5)
 
-    boxes, d_boxes, d_score = boxes.round(2), d_boxes.round(3), d_score.round(5)
-    area = boxes[:, 2] * boxes[:, 3] * rng.uniform(0.5, 0.8, count)
-    dataset = {
-        "images": [{"id": 7 * i + 1, "height": int(h), "width": int(w)} for i, (h, w) in enumerate(size)],
-        "categories": [{"id": int(c), "name": f"class {c}"} for c in categories],
-        "annotations": [
-            {"id": i + 1, "image_id": 7 * int(im) + 1, "category_id": c, "bbox": b, "area": a, "iscrowd": k}
-            for i, (im, c, b, a, k) in enumerate(
-                zip(
-                    image,
-                    categories[label].tolist(),
-                    boxes.tolist(),
-                    area.tolist(),
-                    crowd.astype(int).tolist(),
-                    strict=True,
-                )
-            )
-        ],
-    }
-    ids = (7 * d_image + 1).tolist()
-    detections = [
-        {"image_id": im, "category_id": c, "bbox": b, "score": s}
-        for im, c, b, s in zip(ids, categories[d_label].tolist(), d_boxes.tolist(), d_score.tolist(), strict=True)
+
+def _records(
+    rng: np.random.Generator,
+    kind: str,
+    image: np.ndarray,
+    category: np.ndarray,
+    boxes: np.ndarray,
+    score: np.ndarray,
+    size: np.ndarray,
+) -> list[dict[str, Any]]:
+    columns = ((7 * image + 1).tolist(), category.tolist(), score.tolist())
+    if kind == "bbox":
+        return [
+            {"image_id": i, "category_id": c, "bbox": b, "score": s}
+            for i, c, s, b in zip(*columns, boxes.tolist(), strict=True)
+        ]
+    from flashjax.evaluation.detection import masks
+
+    outlines = _outline(rng, boxes, 24).reshape(len(boxes), 1, -1)
+    strings = masks.from_polygons(outlines, size[image]).strings()
+    return [
+        {"image_id": i, "category_id": c, "segmentation": {"size": hw, "counts": text}, "score": s}
+        for i, c, s, hw, text in zip(*columns, size[image].tolist(), strings, strict=True)
     ]
-    if masks:
-        _add_masks(rng, dataset["annotations"], detections, size[image], size[d_image], boxes, d_boxes, crowd)
-    return dataset, detections
 
 
 def _weights(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -144,27 +172,19 @@ def _outline(rng: np.random.Generator, boxes: np.ndarray, points: int) -> np.nda
     return np.stack([x, y], 2).round(2)
 
 
-def _add_masks(
-    rng: Any, annotations: Any, detections: Any, size: Any, d_size: Any, boxes: Any, d_boxes: Any, crowd: Any
-):
-    """Polygons for the objects, runs for crowds; compressed runs, and no box, for the detections."""
+def _add_polygons(
+    rng: np.random.Generator, annotations: list[dict[str, Any]], size: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
+) -> None:
+    """Polygons for the objects, runs for the crowds."""
     from flashjax.evaluation.detection import masks
 
     outlines = _outline(rng, boxes, 24).reshape(len(boxes), -1).tolist()
     for i, (annotation, outline) in enumerate(zip(annotations, outlines, strict=True)):
         annotation["segmentation"] = [outline]
         if crowd[i]:
-            drawn = masks.from_polygons([[outline]], size[i : i + 1])
-            runs = np.diff(drawn.bounds, prepend=0, append=int(size[i].prod()))
+            bounds = masks.from_polygons([[outline]], size[i : i + 1]).bounds
+            runs = np.diff(bounds, prepend=0, append=int(size[i].prod()))
             annotation["segmentation"] = {"size": size[i].tolist(), "counts": runs.tolist()}
-    step = 20_000
-    for first in range(0, len(detections), step):
-        part = slice(first, first + step)
-        outlines = _outline(rng, d_boxes[part], 24).reshape(len(d_boxes[part]), 1, -1)
-        strings = masks.from_polygons(outlines, d_size[part]).strings()
-        for detection, text, hw in zip(detections[part], strings, d_size[part].tolist(), strict=True):
-            del detection["bbox"]
-            detection["segmentation"] = {"size": hw, "counts": text}
 
 
 # The contenders: each returns the function that loads and the function that evaluates.
@@ -200,17 +220,19 @@ def contender(name: str, kind: str) -> tuple[Callable[[str, str], Any], Callable
     return load, evaluate
 
 
-def measure(name: str, kind: str, truth: str, found: str) -> dict[str, Any]:
+def measure(name: str, kind: str, truth: str, found: str, memory: str) -> dict[str, Any]:
     """Runs in a process of its own."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    limit = int(float(memory) * 1e9)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     load, evaluate = contender(name, kind)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     started = time.perf_counter()
     loaded = load(truth, found)
     between = time.perf_counter()
     stats = evaluate(loaded)
     ended = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = _peak() - before
     return {
         "stats": np.asarray(stats).tolist(),
         "whole": ended - started,
@@ -219,10 +241,17 @@ def measure(name: str, kind: str, truth: str, found: str) -> dict[str, Any]:
     }
 
 
-def run_apart(name: str, kind: str, truth: Path, found: Path) -> dict[str, Any]:
+def _peak() -> int:
+    """Most memory that this process held, in KiB: VmHWM, since ru_maxrss begins with that of the parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
+def run_apart(name: str, kind: str, truth: Path, found: Path, memory: float) -> dict[str, Any]:
     """`measure` in a fresh process; {"error": words} where it fails (out of memory, most likely)."""
     environment = os.environ | {v: "1" for v in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     arguments = [sys.executable, "-m", "benchmarks.detection_map", "--measure", name, kind, str(truth), str(found)]
+    arguments.append(str(memory))
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
@@ -230,17 +259,17 @@ def run_apart(name: str, kind: str, truth: Path, found: Path) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(kind: str, scale: int, rounds: int, names: list[str], directory: Path) -> dict[str, Any]:
+def compare(
+    kind: str, scale: int, rounds: int, names: list[str], directory: Path, once: list[str], memory: float
+) -> dict[str, Any]:
     truth, found = directory / f"truth-{kind}-{scale}.json", directory / f"found-{kind}-{scale}.json"
     if not found.exists():
-        dataset, detections = generate(scale, kind == "segm")
-        truth.write_text(json.dumps(dataset))
-        found.write_text(json.dumps(detections))
-        del dataset, detections
+        write_set(scale, kind, truth, found)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name in names:
-            runs[name].append(run_apart(name, kind, truth, found))
+            if turn == 0 or name not in once:
+                runs[name].append(run_apart(name, kind, truth, found, memory))
     result: dict[str, Any] = {}
     own = runs["flashjax"]
     print(f"\n{kind}, {IMAGES * scale:,} images, {os.path.getsize(found) / 1e6:.0f} MB of detections")
@@ -256,7 +285,7 @@ def compare(kind: str, scale: int, rounds: int, names: list[str], directory: Pat
             row[what] = statistics.median(run[what] for run in runs[name])
             if all("error" not in run for run in own):
                 row[f"{what}_ratio"] = statistics.median(
-                    theirs[what] / ours[what] for theirs, ours in zip(runs[name], own, strict=True)
+                    theirs[what] / ours[what] for theirs, ours in zip(runs[name], own, strict=False)
                 )
         result[name] = row
         cells = [f"{row['whole']:10.2f}{row.get('whole_ratio', 0):8.2f}{row['evaluate']:12.2f}"]
@@ -278,7 +307,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default 3)")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--directory", type=Path, help="where the sets are kept (default: a temporary directory)")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--once", nargs="*", default=["pycocotools"], help="contenders that run in the first round only"
+    )
+    parser.add_argument("--memory", type=float, default=16, help="GB that a contender may hold (default 16)")
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
@@ -289,7 +322,9 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for kind in args.kinds:
             for scale in args.scales:
-                result[f"{kind} x{scale}"] = compare(kind, scale, args.rounds, args.contenders, directory)
+                result[f"{kind} x{scale}"] = compare(
+                    kind, scale, args.rounds, args.contenders, directory, args.once, args.memory
+                )
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

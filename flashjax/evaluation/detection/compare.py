@@ -8,7 +8,14 @@ from flashjax.evaluation.detection import overlaps
 from flashjax.evaluation.detection.accumulate import Ranking, class_offsets
 from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.matching import MOST_THRESHOLDS, match_greedily, match_voc
-from flashjax.evaluation.detection.overlaps import Measure, stable_order
+from flashjax.evaluation.detection.overlaps import (
+    BoxMeasure,
+    CornerMeasure,
+    KeypointMeasure,
+    MaskMeasure,
+    Measure,
+    stable_order,
+)
 from flashjax.evaluation.detection.protocols import Protocol
 from flashjax.evaluation.detection.tables import Detections, GroundTruth, take_rows
 
@@ -18,11 +25,11 @@ Array = np.ndarray
 @dataclass(frozen=True)
 class Comparison:
     """Attributes:
-    truth: The ground truths by class and image; `Ranking`'s indices of ground truths are its rows.
+    truth: The ground truths by image and category; `Ranking`'s indices of ground truths are its rows.
     truth_rows: int64 [N], the row of each in its file.
     found: The detections, in the order of their file.
     off: bool [N], ground truths that never count: crowds, and what is marked ignore or difficult.
-    pixels: int64, foreground of the detections' masks; None without masks.
+    places: int64 [P], the places of the ranking by image, class and falling score.
     ranking: Who finds whom.
     """
 
@@ -30,7 +37,7 @@ class Comparison:
     truth_rows: Array
     found: Detections
     off: Array
-    pixels: Array | None
+    places: Array
     ranking: Ranking
 
 
@@ -39,107 +46,147 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
     if len(protocol.iou_thresholds) > MOST_THRESHOLDS:
         raise ValueError(f"at most {MOST_THRESHOLDS} IoU thresholds at once; there are {len(protocol.iou_thresholds)}")
     images, classes = len(truth.catalogue.images), len(truth.catalogue.categories)
-    voc = protocol.matching == "voc"
-    joined = not protocol.use_categories
-    off = _off(truth, protocol, iou_type)
-    pixels = found.masks.areas() if iou_type == "segm" and found.masks is not None else None
-
-    # Ground truths by class, image, category and place in the file.
-    by_category = stable_order(truth.category, classes) if joined else np.arange(len(truth))
-    by_image = by_category[stable_order(truth.image[by_category], images)]
-    truth_rows = by_image if joined else by_image[stable_order(truth.category[by_image], classes)]
-    truth, off = take_rows(truth, truth_rows), off[truth_rows]
-    truth_class = np.zeros(len(truth), np.int64) if joined else truth.category
+    voc, joined = protocol.matching == "voc", not protocol.use_categories
     count = 1 if joined else classes
-    truth_starts = offsets(np.bincount(truth_class * images + truth.image, minlength=count * images))
 
-    # Detections: by class and falling score (ranked), and by class, image and falling score (grouped).
-    found_class = np.zeros(len(found), np.int64) if joined else found.category
-    pair = found.image * classes + found.category
-    order = _by_score(found, images, classes, joined)
-    if protocol.federated:  # where the class is present or known to be absent
-        searched = np.unique(np.concatenate([truth.catalogue.negative, truth.image * classes + truth.category]))
-        order = order[np.isin(pair[order], searched)]
-    grouped = order[stable_order(found.image[order], images)]
-    grouped = grouped[stable_order(found_class[grouped], count)]
-    group = found_class[grouped] * images + found.image[grouped]
-    starts = np.flatnonzero(np.diff(group, prepend=-1) != 0)
-    rank = np.arange(len(grouped)) - np.repeat(starts, np.diff(np.append(starts, len(grouped))))
-    most = protocol.max_detections[-1]
-    if most is not None and len(rank) and rank.max() >= most:
-        kept = rank < most
-        grouped, group, rank = grouped[kept], group[kept], rank[kept]
-        counts = np.zeros(len(found), bool)
-        counts[grouped] = True
-        order = order[counts[order]]
-    ranked = order[stable_order(found_class[order], count)]
-    place = np.empty(len(found), np.int64)
-    place[ranked] = np.arange(len(ranked))
-    place = place[grouped]
-    rank_of = np.empty(len(ranked), np.int64)
-    rank_of[place] = rank
+    truth_rows = stable_order(truth.category, classes)
+    truth_rows = truth_rows[stable_order(truth.image[truth_rows], images)]
+    truth, off = take_rows(truth, truth_rows), _off(truth, protocol, iou_type)[truth_rows]
+    truth_class = np.zeros(len(truth), np.int64) if joined else truth.category
 
-    # Areas.
+    measure = make_measure(truth, found, protocol, iou_type)
+    least = min(min(protocol.iou_thresholds), 1 - 1e-10)
+    grouped, label, rank, group, pairs = _group(truth, found, protocol, measure, least)
+
+    # The ranking: by class, then falling score, then image.
+    ranked = falling_order(found.scores[grouped])
+    ranked = ranked[stable_order(label[ranked], count)]
+    places = np.empty(len(ranked), np.int64)
+    places[ranked] = np.arange(len(ranked))
+
     if voc:
         ignored, outside = off[None], np.zeros((1, len(ranked)), bool)
     else:
-        areas = found.area if found.area is not None else pixels
-        assert areas is not None
-        areas = areas[ranked].astype(np.float64)
         ignored = np.stack([off | (truth.area < low) | (truth.area > high) for _, low, high in protocol.areas])
-        outside = np.stack([(areas < low) | (areas > high) for _, low, high in protocol.areas])
-        if protocol.federated:
-            outside |= np.isin(pair[ranked], truth.catalogue.inexhaustive)
+        outside = _outside(truth, found, protocol, measure, grouped)[:, ranked]
     positives = np.stack([np.bincount(truth_class[~i], minlength=count) for i in ignored])
-
-    least = min(min(protocol.iou_thresholds), 1 - 1e-10)
-    measure = make_measure(truth, found, grouped, protocol, iou_type, pixels)
-    pairs = overlaps.find_pairs(group, np.arange(len(truth)), truth_starts, measure, least)
     unnamed = (truth.ids == 0) if protocol.official and not voc else np.zeros(len(truth), bool)
     if voc:
-        takes = [match_voc(pairs, off, protocol, place)]
+        takes = [match_voc(pairs, off, protocol, places)]
     else:
         crowd = np.zeros(len(truth), bool) if protocol.federated else truth.crowd
         nameless = (found.ids[grouped] == 0) if protocol.official else np.zeros(len(grouped), bool)
-        takes = match_greedily(pairs, group, ignored, crowd, nameless, protocol.iou_thresholds, place)
+        takes = match_greedily(pairs, group, ignored, crowd, nameless, protocol.iou_thresholds, places)
     ranking = Ranking(
-        ranked,
-        class_offsets(found_class[ranked], count),
-        found.scores[ranked],
-        rank_of,
+        grouped[ranked],
+        class_offsets(label, count),
+        found.scores[grouped[ranked]],
+        rank[ranked],
         outside,
         takes,
         positives,
         unnamed,
     )
-    return Comparison(truth, truth_rows, found, off, pixels, ranking)
+    return Comparison(truth, truth_rows, found, off, places, ranking)
 
 
-def make_measure(
-    truth: GroundTruth, found: Detections, rows: Array, protocol: Protocol, iou_type: str, pixels: Array | None
-) -> Measure:
-    """How far the detections ``found[rows]`` and ground truths overlap."""
+def _group(
+    truth: GroundTruth, found: Detections, protocol: Protocol, measure: Measure, least: float
+) -> tuple[Array, Array, Array, Array, overlaps.Pairs]:
+    """The detections that may count by image, class and falling score, equal ones as in the file: their (rows, classes,
+    ranks within image and class, numbers of image and class), and the pairs that overlap enough."""
+    images, classes = len(truth.catalogue.images), len(truth.catalogue.categories)
+    joined = not protocol.use_categories
+    count = 1 if joined else classes
+    truth_group = truth.image if joined else truth.image * classes + truth.category
+    truth_starts = offsets(np.bincount(truth.image, minlength=images))
+    searched = None
+    if protocol.federated:  # where the class is present or known to be absent
+        searched = np.unique(np.concatenate([truth.catalogue.negative, truth.image * classes + truth.category]))
+    counts = np.bincount(found.image, minlength=images)
+    starts = offsets(counts)
+    by_image = None if (found.image[1:] >= found.image[:-1]).all() else stable_order(found.image, images)
+    most = protocol.max_detections[-1]
+
+    kept: tuple[list[Array], ...] = ([], [], [], [])
+    pairs, done, groups = [], 0, 0
+    for block in overlaps.blocks(found, counts):
+        span = slice(int(starts[block.start]), int(starts[block.stop]))
+        rows = np.arange(span.start, span.stop) if by_image is None else by_image[span]
+        measure.prepare(rows)
+        if searched is not None:
+            rows = rows[np.isin(found.image[rows] * classes + found.category[rows], searched)]
+        if joined:
+            rows = rows[stable_order(found.category[rows], classes)]
+        rows = rows[np.argsort(-found.scores[rows], kind="stable")]
+        label = np.zeros(len(rows), np.int64) if joined else found.category[rows]
+        code = (found.image[rows] - block.start) * count + label
+        order = stable_order(code, (block.stop - block.start) * count)
+        rows, label, code = rows[order], label[order], code[order]
+        first = np.flatnonzero(np.diff(code, prepend=-1) != 0)
+        sizes = np.diff(np.append(first, len(code)))
+        rank = np.arange(len(code)) - np.repeat(first, sizes)
+        number = groups + np.repeat(np.arange(len(first)), sizes)
+        groups += len(first)
+        if most is not None and len(sizes) and sizes.max() > most:
+            few = np.flatnonzero(rank < most)
+            rows, label, code, rank, number = rows[few], label[few], code[few], rank[few], number[few]
+        there = slice(int(truth_starts[block.start]), int(truth_starts[block.stop]))
+        part = overlaps.find_pairs(
+            rows, code + block.start * count, truth_group[there], _Shifted(measure, there.start), least, done
+        )
+        pairs.append(overlaps.Pairs(part.detection, part.truth + there.start, part.overlap))
+        for values, more in zip((rows, label, rank, number), kept, strict=True):
+            more.append(values)
+        done += len(rows)
+    rows, label, rank, number = (np.concatenate([np.zeros(0, np.int64), *more]) for more in kept)
+    return rows, label, rank, number, overlaps.Pairs.join(pairs)
+
+
+@dataclass(frozen=True)
+class _Shifted:
+    """A measure whose ground truths are counted from ``first`` on."""
+
+    measure: Measure
+    first: int
+
+    def prepare(self, rows: Array) -> None:
+        self.measure.prepare(rows)
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        return self.measure(rows, truths + self.first, least)
+
+
+def _outside(truth: GroundTruth, found: Detections, protocol: Protocol, measure: Measure, rows: Array) -> Array:
+    """bool [A, D]: of each range of areas, the detections that do not count if they find nothing."""
+    areas = found.area
+    if areas is None:
+        assert isinstance(measure, MaskMeasure)
+        areas = measure.areas.astype(np.float64)
+    areas = areas[rows]
+    outside = np.stack([(areas < low) | (areas > high) for _, low, high in protocol.areas])
+    if protocol.federated:
+        pair = found.image[rows] * len(truth.catalogue.categories) + found.category[rows]
+        outside |= np.isin(pair, truth.catalogue.inexhaustive)
+    return outside
+
+
+def make_measure(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type: str) -> Measure:
+    """How far the detections and ground truths overlap."""
     if protocol.matching == "voc":
         corners = found.corners if found.corners is not None else _corners(found.boxes)
         others = truth.corners if truth.corners is not None else _corners(truth.boxes)
-        corner = overlaps.corner_measure(corners[rows], others, protocol.pixel)
-
-        def measure(d: Array, g: Array, least: float) -> tuple[Array, Array, Array]:
-            overlap = corner(d, g)
-            good = np.flatnonzero(overlap >= least)
-            return d[good], g[good], overlap[good]
-
-        return measure
+        return CornerMeasure(corners, others, protocol.pixel)
     if protocol.federated:
         truth = replace(truth, crowd=np.zeros(len(truth), bool))
     if iou_type == "segm":
-        assert found.masks is not None and pixels is not None
-        return overlaps.mask_measure(found.masks, pixels, rows, truth)
+        assert found.masks is not None
+        return MaskMeasure(found.masks, truth)
     if iou_type == "keypoints":
         assert found.keypoints is not None
-        return overlaps.keypoint_measure(found.keypoints[rows], truth, np.asarray(protocol.sigmas, np.float64))
+        return KeypointMeasure(found.keypoints, truth, np.asarray(protocol.sigmas, np.float64))
     assert found.boxes is not None
-    return overlaps.box_measure(found.boxes, rows, truth)
+    return BoxMeasure(found.boxes, truth)
 
 
 def _corners(boxes: Array | None) -> Array:
@@ -158,15 +205,6 @@ def _off(truth: GroundTruth, protocol: Protocol, iou_type: str) -> Array:
         assert truth.num_keypoints is not None
         off = off | (truth.num_keypoints == 0)
     return off
-
-
-def _by_score(found: Detections, images: int, classes: int, joined: bool) -> Array:
-    """Rows by falling score; equal ones by image, (category) and place in the file."""
-    order = stable_order(found.category, classes) if joined else np.arange(len(found))
-    image = found.image[order]
-    if (np.diff(image) < 0).any():
-        order = order[stable_order(image, images)]
-    return order[falling_order(found.scores[order])]
 
 
 def falling_order(scores: Array) -> Array:

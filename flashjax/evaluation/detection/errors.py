@@ -12,7 +12,6 @@ import numpy as np
 from flashjax.evaluation.detection import compare, overlaps
 from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.matching import match_greedily
-from flashjax.evaluation.detection.overlaps import stable_order
 from flashjax.evaluation.detection.result import Matches, Result
 
 Array = np.ndarray
@@ -201,13 +200,17 @@ def _image_pairs(result: Result, least: float) -> overlaps.Pairs:
     """All pairs of an image, of whatever classes, that overlap by ``least``; detections are places of the ranking."""
     c = result.comparison
     images = len(c.truth.catalogue.images)
-    place = stable_order(c.found.image[c.ranking.rows], images)
-    rows = c.ranking.rows[place]
-    by_image = stable_order(c.truth.image, images)
-    starts = offsets(np.bincount(c.truth.image, minlength=images))
-    measure = compare.make_measure(c.truth, c.found, rows, result.protocol, result.iou_type, c.pixels)
-    pairs = overlaps.find_pairs(c.found.image[rows], by_image, starts, measure, least)
-    return overlaps.Pairs(place[pairs.detection], pairs.truth, pairs.overlap)
+    rows = c.ranking.rows[c.places]
+    image = c.found.image[rows]
+    starts = offsets(np.bincount(image, minlength=images))
+    measure = compare.make_measure(c.truth, c.found, result.protocol, result.iou_type)
+    parts = []
+    for block in overlaps.blocks(c.found, np.diff(starts)):
+        span = slice(int(starts[block.start]), int(starts[block.stop]))
+        measure.prepare(rows[span])
+        parts.append(overlaps.find_pairs(rows[span], image[span], c.truth.image, measure, least, span.start))
+    pairs = overlaps.Pairs.join(parts)
+    return overlaps.Pairs(c.places[pairs.detection], pairs.truth, pairs.overlap)
 
 
 def _classes_found(result: Result) -> Array:

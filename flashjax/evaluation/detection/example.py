@@ -13,7 +13,7 @@ import numpy as np
 from flashjax.evaluation.detection import charts
 from flashjax.evaluation.detection.charts import Box, Line
 from flashjax.evaluation.detection.evaluator import evaluate
-from flashjax.evaluation.detection.overlaps import corner_measure
+from flashjax.evaluation.detection.overlaps import CornerMeasure
 from flashjax.evaluation.detection.result import Result
 from flashjax.pages import write_page
 
@@ -124,12 +124,12 @@ def walk() -> Walk:
     fine = evaluate(truth, found, "rafaelpadilla_every", iou_thresholds=[IOU], recall_thresholds=recalls)
     curve = every.curves.of(0)
     c = every.comparison
-    measure = corner_measure(_corners(found["bbox"]), _corners(truth["bbox"]), 1.0)
+    measure = CornerMeasure(_corners(found["bbox"]), _corners(truth["bbox"]), 1.0)
     images = np.array(truth["image_id"])
     rows, hits = [], 0
     for n, row in enumerate(curve.detections.tolist()):
         same = np.flatnonzero(images == found["image_id"][row])
-        overlap = float(measure(np.full(len(same), row), same).max())
+        overlap = float(measure.overlaps(np.full(len(same), row), same).max())
         right = bool(curve.true[n])
         hits += right
         rows.append(

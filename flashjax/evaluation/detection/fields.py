@@ -1,5 +1,6 @@
 """Fields of records, checked: ids, numbers, flags, boxes, keypoints and masks from what a file holds."""
 
+import gc
 import json
 import operator
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,15 @@ def read_json(path: Path) -> Any:
     data = path.read_bytes()
     if not data.strip():
         raise ValueError(f"{path} is empty")
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through the new objects again and again, and none of them is garbage
     try:
         return json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def column(records: Records, key: str, source: str, what: str, hint: str = "") -> list[Any]:

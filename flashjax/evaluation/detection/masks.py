@@ -121,6 +121,33 @@ class Masks:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """Encoded masks of which the numbers are read but not yet the runs: what areas need, and few need more.
+
+    Attributes:
+        sizes: int64 [N, 2].
+        starts: int64 [N + 1], where each mask's numbers begin.
+        numbers: int32, as the strings hold them.
+        areas: int64 [N].
+    """
+
+    sizes: Array
+    starts: Array
+    numbers: Array
+    areas: Array
+
+    def take(self, rows: Array) -> Masks:
+        """The masks of these rows."""
+        first, last = self.starts[rows], self.starts[rows + 1]
+        parts = []
+        for piece in pieces(last - first):
+            index, starts = ragged(first[piece], last[piece])
+            values = self.numbers.take(index).astype(np.int64)
+            parts.append(_from_runs(values, starts, self.sizes[rows[piece]], "mask", rows[piece], differences=True))
+        return Masks.join(parts)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Masks as compressed strings, one behind the other: what a file holds, at about a byte a run.
 
@@ -158,14 +185,28 @@ class Encoded:
         index, starts = ragged(self.starts[rows], self.starts[np.asarray(rows) + 1])
         return Encoded(self.sizes[rows], starts, self.text[index], self.source)
 
+    def open(self, rows: Array) -> Opened:
+        """The masks of these rows as numbers, with their areas."""
+        first, last = self.starts[rows], self.starts[rows + 1]
+        counts, numbers, areas = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+        for piece in pieces(last - first):
+            begin, end = first[piece], last[piece]
+            if (begin[1:] == end[:-1]).all():  # as they lie in the file
+                text, starts = self.text[begin[0] : end[-1]], np.append(begin, end[-1]) - begin[0]
+            else:
+                index, starts = ragged(begin, end)
+                text = self.text.take(index)
+            value, number_starts = _numbers(text, starts, self.source, rows[piece])
+            areas.append(_coded_areas(value, number_starts, self.sizes[rows[piece]], self.source, rows[piece]))
+            counts.append(np.diff(number_starts))
+            numbers.append(value)
+        return Opened(self.sizes[rows], offsets(np.concatenate(counts)), np.concatenate(numbers), np.concatenate(areas))
+
     def areas(self) -> Array:
         """Pixels of foreground, int64 [N]."""
-        areas, every = np.zeros(len(self), np.int64), np.arange(len(self))
-        for piece in pieces(np.diff(self.starts)):
-            text = self.text[self.starts[piece.start] : self.starts[piece.stop]]
-            starts = self.starts[piece.start : piece.stop + 1] - self.starts[piece.start]
-            areas[piece] = _coded_areas(text, starts, self.sizes[piece], self.source, every[piece])
-        return areas
+        every = np.arange(len(self))
+        parts = (self.open(every[piece]).areas for piece in pieces(np.diff(self.starts), 16 * CHUNK))
+        return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def boxes(self) -> Array:
         """Tightest boxes, float64 [N, 4]."""
@@ -307,13 +348,12 @@ def _decode(text: Array, starts: Array, sizes: Array, source: str, rows: Array) 
     return _from_runs(value.astype(np.int64), number_starts, sizes, source, rows, differences=True)
 
 
-def _coded_areas(text: Array, starts: Array, sizes: Array, source: str, rows: Array) -> Array:
+def _coded_areas(numbers: Array, number_starts: Array, sizes: Array, source: str, rows: Array) -> Array:
     """Areas of strings without their runs: a difference counts once for itself and once for every second number after
     it. Sums are modulo 2^32, and so right for images of less than 2^31 pixels."""
-    value, number_starts = _numbers(text, starts, source, rows)
     count = np.diff(number_starts)
     behind = np.repeat((number_starts[1:] - 1).astype(np.int32), count)  # how many numbers come after each
-    behind -= np.arange(len(value), dtype=np.int32)
+    behind -= np.arange(len(numbers), dtype=np.int32)
     # Whether its place is odd and so foreground: the number of those before it is.
     odd = np.repeat((count & 1).astype(np.int32), count)
     odd ^= behind
@@ -322,7 +362,7 @@ def _coded_areas(text: Array, starts: Array, sizes: Array, source: str, rows: Ar
     behind >>= 1
     behind += 1
     behind[number_starts[:-1][count > 0]] = 1  # nothing builds on the first number
-    value *= behind
+    value = numbers * behind
     filled = _sums(value, number_starts)
     value *= odd
     wrong = np.flatnonzero(filled != sizes[:, 0] * sizes[:, 1])
@@ -521,25 +561,30 @@ def _rasterise(points: Array, starts: Array, sizes: Array) -> Masks:
     first = np.maximum(np.ceil((np.minimum(xs, xe) - 2) / _SCALE), 0).astype(np.int64)
     last = np.minimum(np.floor((np.maximum(xs, xe) - 3) / _SCALE), width[owner] - 1).astype(np.int64)
     crossings = np.maximum(last - first + 1, 0)
-    edge = np.repeat(np.arange(len(xs)), crossings)
-    column, _ = ragged(first, first + crossings)
-    xs, ys, dx, dy = xs[edge], ys[edge], dx[edge], dy[edge]
-    flat = dx >= dy
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(flat, (ye[edge] - ys) / dx, (xe[edge] - xs) / dy)
-    left = (_SCALE * column + 2).astype(np.float64)
-
-    row = np.empty(len(edge))
-    step = (left - xs)[flat]
-    near, far = (np.trunc(ys[flat] + slope[flat] * t + 0.5) for t in (step, step + 1))
-    row[flat] = np.minimum(near, far)
-    steep = ~flat
-    if steep.any():
-        row[steep] = ys[steep] + _steep_step(xs[steep], slope[steep], left[steep] + 1)
-
-    owner = owner[edge]
-    row = np.ceil(np.clip((row + 0.5) / _SCALE - 0.5, 0, height[owner])).astype(np.int64)
-    key = np.sort(owner << 40 | (column * height[owner] + row), kind="stable")
+    flat, some = dx >= dy, crossings > 0
+    keys = []
+    for edges in (np.flatnonzero(some & flat), np.flatnonzero(some & ~flat)):
+        count = crossings[edges]
+        column, _ = ragged(first[edges], first[edges] + count)
+        left = (_SCALE * column + 2).astype(np.float64)
+        rise, run = (ye - ys)[edges], (xe - xs)[edges]
+        start, low = np.repeat(xs[edges], count), np.repeat(ys[edges], count)
+        if len(keys) == 0:  # flat: x is known at each step, of the two around the line the lower y counts
+            slope = np.repeat(rise / dx[edges], count)
+            step = left - start
+            row = np.minimum(np.trunc(low + slope * step + 0.5), np.trunc(low + slope * (step + 1) + 0.5))
+        else:
+            slope = np.repeat(run / dy[edges], count)
+            row = low + _steep_step(start, slope, left + 1)
+        row += 0.5
+        row /= _SCALE
+        row -= 0.5
+        tall = np.repeat(height[owner[edges]], count)
+        row = np.ceil(np.clip(row, 0, tall, out=row), out=row).astype(np.int64)
+        row += column * tall
+        row += np.repeat(owner[edges] << 40, count)
+        keys.append(row)
+    key = np.sort(np.concatenate(keys), kind="stable")
     # A position that is crossed an even number of times changes nothing.
     fresh = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, np.int64)
     odd = np.diff(np.append(fresh, len(key))) % 2 == 1

@@ -71,10 +71,12 @@ def match_greedily(
     count = len(crowd)
     bits = threshold_bits(pairs.overlap, [min(t, 1 - 1e-10) for t in thresholds])
     detection, truth, overlap = pairs.detection, pairs.truth, pairs.overlap
-    meets = np.bincount(detection, minlength=len(group_of))[detection]
+    searcher = np.cumsum(np.diff(detection, prepend=-1) != 0) - 1  # the detections that meet any, numbered
+    searchers = int(searcher[-1]) + 1 if len(searcher) else 0
+    meets = np.bincount(searcher)[searcher] if searchers else searcher
     several = np.flatnonzero(meets > 1)
     if len(several):  # of each detection its best first: larger overlap, then later ground truth
-        by_overlap = several[np.lexsort([-truth[several], -overlap[several], detection[several]])]
+        by_overlap = several[np.lexsort([-truth[several], -overlap[several], searcher[several]])]
         order = np.arange(len(detection))
         order[several] = by_overlap
         truth, overlap, bits = truth[order], overlap[order], bits[order]
@@ -84,14 +86,14 @@ def match_greedily(
     lonely = (meets == 1) & (np.bincount(truth, minlength=count)[truth] == 1)
     shared = np.flatnonzero(~lonely)
     for off in ignored:
-        key = detection[shared] << 1 | off[truth[shared]]
-        mine = shared[stable_order(key, 2 * len(group_of))]
+        key = searcher[shared] << 1 | off[truth[shared]]
+        mine = shared[stable_order(key, 2 * searchers)]
         starts = np.flatnonzero(np.diff(group[mine], prepend=-1) != 0)
         turn = np.arange(len(mine)) - np.repeat(starts, np.diff(np.append(starts, len(mine))))
         orders.append(mine)
         turns.append(turn)
     taken = np.zeros(len(ignored) * count, np.int64)
-    looking = np.full(len(ignored) * len(group_of), -1, np.int64)
+    looking = np.full(len(ignored) * searchers, -1, np.int64)
     take = np.zeros(len(ignored) * len(detection), np.int64)
     if len(shared):
         turn = np.concatenate(turns)
@@ -99,7 +101,7 @@ def match_greedily(
         area = np.repeat(np.arange(len(ignored)), len(shared))[by_turn]
         pair = np.concatenate(orders)[by_turn]
         slot = area * len(detection) + pair
-        d, g, able = area * len(group_of) + detection[pair], area * count + truth[pair], bits[pair]
+        d, g, able = area * searchers + searcher[pair], area * count + truth[pair], bits[pair]
         keeps = np.where(crowd[truth[pair]] | nameless[detection[pair]], 0, -1)
         for first, last in _spans(turn[by_turn]):
             part = slice(first, last)

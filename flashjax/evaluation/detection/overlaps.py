@@ -1,20 +1,37 @@
 """Which detections meet which ground truths: pairs of one image and class, and how far they overlap.
 
-Pairs are made and measured in pieces that stay in the processor's cache; only those that reach the lowest threshold
-are kept, so the memory is that of the matches, not of all pairs.
+All works through blocks of images whose detections stay in the processor's cache, and only pairs that reach the lowest
+threshold are kept: the time grows with the detections, and the memory with the matches.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from flashjax.evaluation.detection.masks import AnyMasks, Encoded, Masks, intersections, offsets, pieces, ragged
+from flashjax.evaluation.detection.masks import AnyMasks, Encoded, Masks, Opened, intersections, pieces, ragged
 from flashjax.evaluation.detection.tables import Detections, GroundTruth
 
 Array = np.ndarray
-Measure = Callable[[Array, Array, float], tuple[Array, Array, Array]]
-"""(detections, ground truths, least overlap) -> (detections, ground truths, overlap) of the pairs that reach it."""
+BLOCK = 1 << 14
+"""Detections that are worked on at a time."""
+
+
+class Measure(Protocol):
+    """How far detections and ground truths overlap."""
+
+    def prepare(self, rows: Array) -> None:
+        """Makes the detections of a block ready; those alone may be asked for until the next call."""
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        """(which of the pairs overlap by at least ``least``, how far those do).
+
+        Args:
+            rows: Rows of the detections, int64 [P].
+            truths: Rows of the ground truths, int64 [P].
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,163 +42,200 @@ class Pairs:
     truth: Array
     overlap: Array
 
+    @staticmethod
+    def join(parts: "list[Pairs]") -> "Pairs":
+        """All pairs of ``parts`` in their order."""
+        if not parts:
+            return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return Pairs(*(np.concatenate([getattr(part, name) for part in parts]) for name in _FIELDS))
 
-def find_pairs(group_of: Array, truth_rows: Array, truth_starts: Array, measure: Measure, least: float) -> Pairs:
-    """All pairs within a group whose overlap is at least ``least``, by detection.
+
+_FIELDS = ("detection", "truth", "overlap")
+
+
+def blocks(found: Detections, counts: Array) -> Iterator[slice]:
+    """Slices of images of about BLOCK detections each; detections with long run lengths weigh more.
 
     Args:
-        group_of: int64 [D], group of each detection.
-        truth_rows, truth_starts: ground truths of group g are truth_rows[truth_starts[g]:truth_starts[g + 1]].
+        counts: int64 [I], detections of each image.
     """
-    partners = truth_starts[group_of + 1] - truth_starts[group_of]
+    if isinstance(found.masks, Encoded):
+        characters = np.bincount(found.image, weights=np.diff(found.masks.starts), minlength=len(counts))
+        counts = counts + (characters / 128).astype(np.int64)
+    return pieces(counts, BLOCK)
+
+
+def find_pairs(rows: Array, group: Array, truth_group: Array, measure: Measure, least: float, base: int) -> Pairs:
+    """All pairs of equal groups that overlap by at least ``least``, by detection.
+
+    Args:
+        rows: int64 [D], rows of the detections of a block.
+        group: int64 [D], what each may find.
+        truth_group: int64 [N], rising: the group of each ground truth.
+        base: Place of the block's first detection.
+    """
+    first, last = (np.searchsorted(truth_group, group, side=side) for side in ("left", "right"))
+    partners = last - first
     some = np.flatnonzero(partners > 0)
-    partners, first = partners[some], truth_starts[group_of[some]]
-    kept: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
-    for piece in pieces(partners, 1 << 14):
-        index, _ = ragged(first[piece], first[piece] + partners[piece])
-        for values, more in zip(
-            measure(np.repeat(some[piece], partners[piece]), truth_rows[index], least), kept, strict=True
-        ):
-            more.append(values)
-    if not kept[0]:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    return Pairs(*map(np.concatenate, kept))
+    first, partners = first[some], partners[some]
+    parts = []
+    for piece in pieces(partners, BLOCK):
+        truths, _ = ragged(first[piece], first[piece] + partners[piece])
+        detection = np.repeat(some[piece], partners[piece])
+        kept, overlap = measure(rows.take(detection), truths, least)
+        parts.append(Pairs(base + detection[kept], truths[kept], overlap))
+    return Pairs.join(parts)
 
 
-def box_measure(boxes: Array, rows: Array, truth: GroundTruth) -> Measure:
+class BoxMeasure:
     """Intersection over union of boxes x, y, width, height; over the detection's area alone for a crowd.
 
     The sums and products are those of COCO's program, in its order.
-
-    Args:
-        rows: Row in ``boxes`` of each place in the order of detections.
     """
-    assert truth.boxes is not None
-    others, crowd, any_crowd = truth.boxes, truth.crowd, bool(truth.crowd.any())
 
-    def measure(d: Array, g: Array, least: float) -> tuple[Array, Array, Array]:
-        mine, other = boxes.take(rows.take(d), axis=0), others.take(g, axis=0)
-        end, other_end = mine[:, :2] + mine[:, 2:], other[:, :2] + other[:, 2:]
-        common = np.minimum(end, other_end)
+    def __init__(self, boxes: Array, truth: GroundTruth):
+        assert truth.boxes is not None
+        self.boxes, self.others = boxes, truth.boxes
+        self.crowd = truth.crowd if truth.crowd.any() else None
+
+    def prepare(self, rows: Array) -> None:
+        pass
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        mine, other = self.boxes.take(rows, axis=0), self.others.take(truths, axis=0)
+        common = np.minimum(mine[:, :2] + mine[:, 2:], other[:, :2] + other[:, 2:])
         common -= np.maximum(mine[:, :2], other[:, :2])
+        some = None
         if least > 0:
             some = np.flatnonzero((common[:, 0] > 0) & (common[:, 1] > 0))
-            d, g, mine, other, common = d[some], g[some], mine[some], other[some], common[some]
+            truths, mine, other, common = truths[some], mine[some], other[some], common[some]
         width, height = common[:, 0], common[:, 1]
         shared = np.where((width > 0) & (height > 0), width * height, 0.0)
         area = mine[:, 2] * mine[:, 3]
         union = area + other[:, 2] * other[:, 3] - shared
-        if any_crowd:
-            union = np.where(crowd[g], area, union)
-        overlap = np.divide(shared, union, out=np.zeros(len(d)), where=shared > 0)
+        if self.crowd is not None:
+            union = np.where(self.crowd[truths], area, union)
+        overlap = np.divide(shared, union, out=np.zeros(len(shared)), where=shared > 0)
         good = np.flatnonzero(overlap >= least)
-        return d[good], g[good], overlap[good]
-
-    return measure
+        return (good if some is None else some[good]), overlap[good]
 
 
-def corner_measure(corners: Array, others: Array, pixel: float) -> Callable[[Array, Array], Array]:
+class CornerMeasure:
     """Intersection over union of boxes x0, y0, x1, y1 whose sides are x1 - x0 + pixel (VOC)."""
 
-    def measure(d: Array, g: Array) -> Array:
-        a, b = corners[d], others[g]
+    def __init__(self, corners: Array, others: Array, pixel: float):
+        self.corners, self.others, self.pixel = corners, others, pixel
+
+    def prepare(self, rows: Array) -> None:
+        pass
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        overlap = self.overlaps(rows, truths)
+        good = np.flatnonzero(overlap >= least)
+        return good, overlap[good]
+
+    def overlaps(self, rows: Array, truths: Array) -> Array:
+        """Of every pair, float64 [P]."""
+        a, b, pixel = self.corners[rows], self.others[truths], self.pixel
         width = np.maximum(np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0]) + pixel, 0.0)
         height = np.maximum(np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1]) + pixel, 0.0)
         common = width * height
         area = (a[:, 2] - a[:, 0] + pixel) * (a[:, 3] - a[:, 1] + pixel)
         other = (b[:, 2] - b[:, 0] + pixel) * (b[:, 3] - b[:, 1] + pixel)
-        return np.divide(common, area + other - common, out=np.zeros(len(d)), where=common > 0)
-
-    return measure
+        return np.divide(common, area + other - common, out=np.zeros(len(rows)), where=common > 0)
 
 
-def mask_measure(found: AnyMasks, areas: Array, rows: Array, truth: GroundTruth) -> Measure:
+class MaskMeasure:
     """Intersection over union of masks; over the detection's area alone for a crowd.
 
     Most pairs fall out before a pixel is compared: by their areas, then by their boxes.
 
-    Args:
-        areas: Pixels of the masks of ``found``.
-        rows: Row in ``found`` of each place in the order of detections.
+    Attributes:
+        areas: int64, pixels of each detection's mask; of encoded ones, known for the blocks that were prepared.
     """
-    assert truth.masks is not None
-    others = truth.masks.take(np.arange(len(truth))) if isinstance(truth.masks, Encoded) else truth.masks
-    other_area, other_boxes, crowd = others.areas(), others.boxes(), truth.crowd
 
-    def measure(d: Array, g: Array, least: float) -> tuple[Array, Array, Array]:
-        row = rows[d]
-        mine, other = areas[row].astype(np.float64), other_area[g].astype(np.float64)
+    def __init__(self, found: AnyMasks, truth: GroundTruth):
+        assert truth.masks is not None
+        self.found, self.opened = found, None
+        self.others = truth.masks if isinstance(truth.masks, Masks) else truth.masks.take(np.arange(len(truth)))
+        self.other_area, self.other_boxes, self.crowd = self.others.areas(), self.others.boxes(), truth.crowd
+        self.areas = found.areas() if isinstance(found, Masks) else np.zeros(len(found), np.int64)
+        self.place = np.zeros(len(found) if isinstance(found, Encoded) else 0, np.int32)
+
+    def prepare(self, rows: Array) -> None:
+        if isinstance(self.found, Encoded):
+            self.opened: Opened | None = self.found.open(rows)
+            self.areas[rows] = self.opened.areas
+            self.place[rows] = np.arange(len(rows))
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        mine, other = self.areas[rows].astype(np.float64), self.other_area[truths].astype(np.float64)
+        crowd = self.crowd[truths]
+        reach = np.arange(len(rows))
         if least > 0:  # in whole numbers of pixels, with room for the last bit of the quotient
             bound = np.minimum(mine, other)
-            whole = np.where(crowd[g], mine, np.maximum(mine, other))
-            some = np.flatnonzero(bound >= whole * (least * (1 - 1e-12)))
-            some = some[(bound > 0)[some]]
-            d, g, row, mine, other = d[some], g[some], row[some], mine[some], other[some]
-        different, place = np.unique(row, return_inverse=True)
-        decoded: Masks = found.take(different)
-        box, whole_box = decoded.boxes()[place], other_boxes[g]
-        width = np.minimum(box[:, 0] + box[:, 2], whole_box[:, 0] + whole_box[:, 2])
-        width -= np.maximum(box[:, 0], whole_box[:, 0])
-        height = np.minimum(box[:, 1] + box[:, 3], whole_box[:, 1] + whole_box[:, 3])
-        height -= np.maximum(box[:, 1], whole_box[:, 1])
-        bound = np.where((width > 0) & (height > 0), width * height, 0)
-        bound = np.minimum(bound, np.minimum(mine, other))
-        union = np.where(crowd[g], mine, mine + other - bound)
-        reach = np.flatnonzero((bound > 0) & (bound >= union * (least * (1 - 1e-12))))
-        common = intersections(decoded, others, place[reach], g[reach]).astype(np.float64)
-        overlap = np.zeros(len(d))
-        union = np.where(crowd[g[reach]], mine[reach], mine[reach] + other[reach] - common)
+            whole = np.where(crowd, mine, np.maximum(mine, other))
+            reach = np.flatnonzero((bound >= whole * (least * (1 - 1e-12))) & (bound > 0))
+        different, place = np.unique(rows[reach], return_inverse=True)
+        decoded = self.found.take(different) if self.opened is None else self.opened.take(self.place[different])
+        box, whole_box = decoded.boxes()[place], self.other_boxes[truths[reach]]
+        size = np.minimum(box[:, :2] + box[:, 2:], whole_box[:, :2] + whole_box[:, 2:])
+        size -= np.maximum(box[:, :2], whole_box[:, :2])
+        bound = np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0)
+        bound = np.minimum(bound, np.minimum(mine, other)[reach])
+        union = np.where(crowd[reach], mine[reach], mine[reach] + other[reach] - bound)
+        near = np.flatnonzero((bound > 0) & (bound >= union * (least * (1 - 1e-12))))
+        reach = reach[near]
+        common = intersections(decoded, self.others, place[near], truths[reach]).astype(np.float64)
+        union = np.where(crowd[reach], mine[reach], mine[reach] + other[reach] - common)
+        overlap = np.zeros(len(rows))
         overlap[reach] = np.divide(common, union, out=np.zeros(len(reach)), where=common > 0)
         good = np.flatnonzero(overlap >= least)
-        return d[good], g[good], overlap[good]
-
-    return measure
+        return good, overlap[good]
 
 
-def keypoint_measure(points: Array, truth: GroundTruth, sigmas: Array) -> Measure:
+class KeypointMeasure:
     """Object keypoint similarity: the mean over visible keypoints of exp(-distance^2 / (2 area (2 sigma)^2)).
 
     Of a ground truth without visible keypoints, distances are those to its doubled box, over all keypoints.
     """
-    assert truth.keypoints is not None
-    count = truth.keypoints.shape[1] if len(truth) else len(sigmas)
-    for what, array in (("ground truth", truth.keypoints), ("detections", points)):
-        if len(array) and array.shape[1] != len(sigmas):
-            raise ValueError(
-                f"{what}: {array.shape[1]} keypoints, but there are {len(sigmas)} sigmas; name theirs with sigmas=..."
-            )
-    variances = (sigmas * 2) ** 2
-    visible = truth.keypoints[:, :, 2] > 0
-    seen = visible.sum(1)
-    order = np.argsort(~visible, axis=1, kind="stable")  # the visible ones first, in their order
-    boxes = truth.boxes if truth.boxes is not None else np.zeros((len(truth), 4))
-    low = boxes[:, :2] - boxes[:, 2:]
-    high = boxes[:, :2] + boxes[:, 2:] * 2
 
-    def measure(d: Array, g: Array, least: float) -> tuple[Array, Array, Array]:
-        overlap = np.zeros(len(d))
-        for number in np.unique(seen[g]).tolist():
-            chosen = np.flatnonzero(seen[g] == number)
-            mine, other = points[d[chosen], :, :2], g[chosen]
+    def __init__(self, points: Array, truth: GroundTruth, sigmas: Array):
+        assert truth.keypoints is not None
+        for what, array in (("ground truth", truth.keypoints), ("detections", points)):
+            if len(array) and array.shape[1] != len(sigmas):
+                raise ValueError(
+                    f"{what}: {array.shape[1]} keypoints, but there are {len(sigmas)} sigmas; give theirs as sigmas"
+                )
+        self.points, self.others, self.area = points, truth.keypoints, truth.area
+        self.variances = (sigmas * 2) ** 2
+        visible = truth.keypoints[:, :, 2] > 0
+        self.seen = visible.sum(1)
+        self.order = np.argsort(~visible, axis=1, kind="stable")  # the visible ones first, in their order
+        boxes = truth.boxes if truth.boxes is not None else np.zeros((len(truth), 4))
+        self.low = boxes[:, :2] - boxes[:, 2:]
+        self.high = boxes[:, :2] + boxes[:, 2:] * 2
+
+    def prepare(self, rows: Array) -> None:
+        pass
+
+    def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
+        overlap, count = np.zeros(len(rows)), len(self.variances)
+        for number in np.unique(self.seen[truths]).tolist():
+            chosen = np.flatnonzero(self.seen[truths] == number)
+            mine, other = self.points[rows[chosen], :, :2], truths[chosen]
             if number:
-                offset = mine - truth.keypoints[other, :, :2]  # type: ignore[index]
+                offset = mine - self.others[other, :, :2]
             else:
-                offset = np.maximum(0, low[other][:, None] - mine) + np.maximum(0, mine - high[other][:, None])
+                low, high = self.low[other][:, None], self.high[other][:, None]
+                offset = np.maximum(0, low - mine) + np.maximum(0, mine - high)
             squares = offset[:, :, 0] ** 2 + offset[:, :, 1] ** 2
-            error = squares / variances / (truth.area[other] + np.spacing(1))[:, None] / 2
+            error = squares / self.variances / (self.area[other] + np.spacing(1))[:, None] / 2
             if 0 < number < count:
-                error = np.take_along_axis(error, order[other, :number], 1)
+                error = np.take_along_axis(error, self.order[other, :number], 1)
             overlap[chosen] = np.exp(-error).sum(1) / error.shape[1]
         good = np.flatnonzero(overlap >= least)
-        return d[good], g[good], overlap[good]
-
-    return measure
-
-
-def groups_of(rows_group: Array, count: int) -> tuple[Array, Array]:
-    """(rows by group, in their order; where each of ``count`` groups begins)."""
-    order = stable_order(rows_group, count)
-    return order, offsets(np.bincount(rows_group, minlength=count))
+        return good, overlap[good]
 
 
 def stable_order(keys: Array, bound: int) -> Array:

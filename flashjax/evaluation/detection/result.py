@@ -133,7 +133,7 @@ class Matches:
     """Every detection and every ground truth at one threshold and range of areas, so that each error can be seen.
 
     Rows of detections are the places 0 .. D - 1 that count at all (the highest scores of each image and class), by
-    class and falling score; rows of ground truths are all of them, by class and image.
+    class and falling score; rows of ground truths are all of them, by image and class.
 
     Attributes:
         iou, area: Threshold and label.

@@ -83,7 +83,7 @@ def test_corners_and_names():
     found = truth | {"score": [0.3, 0.9]}
     result = evaluate(truth, found, box_format="xyxy")
     assert result["AP50"] == pytest.approx(1) and result.curves.categories == ("cat", "dog")
-    assert result.comparison.truth.boxes.tolist() == [[5, 5, 15, 15], [0, 0, 10, 10]]
+    assert result.comparison.truth.boxes.tolist() == [[0, 0, 10, 10], [5, 5, 15, 15]]
     one = evaluate(truth | {"categories": ["dog", "cat"]}, found, box_format="xyxy")
     assert one.curves.categories == ("dog", "cat")
     by_name = evaluate(TRUTH, {"image_id": [7], "category_id": ["cat"], "bbox": [[0, 0, 10, 10]], "score": [1.0]})
