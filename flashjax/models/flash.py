@@ -25,6 +25,7 @@ from flashjax.layers.positions import positions_of, rope_frequencies, rotate, t5
 from flashjax.models.registry import register
 from flashjax.models.transformer import Table, project
 from flashjax.ops import gated_attention as ops
+from flashjax.ops.cache import write
 
 Tokens = Int[Array, "B N"]
 Cache = dict[str, Any]
@@ -189,7 +190,7 @@ def lucidrains(config: FlashConfig) -> FlashConfig:
 
 
 class RelativeBias(nn.Module):
-    """b as a function of the distance j - i from query to key, [M] float32.
+    """b as a function of the distance j - i from query to key: for those from `first` to `last`, float32.
 
     toeplitz: w[j - i], learned for each distance below the span. rope: b_ij = <R_i a, R_j c> = <a, R_{j-i} c>, where
     R turns pairs of dims as rotary positions do, so that it reaches any distance. t5: bias_scale w[bucket(j - i)].
@@ -198,20 +199,19 @@ class RelativeBias(nn.Module):
     config: FlashConfig
 
     @nn.compact
-    def __call__(self, distances: Int[Array, "M"]) -> Float[Array, "M"]:
+    def __call__(self, first: int, last: int) -> Float[Array, "M"]:
         cfg = self.config
+        distances = jnp.arange(first, last + 1)
         match cfg.bias_kind:
             case "toeplitz":
                 w = self.param("weight", NORMAL, (2 * cfg.span - 1,))
-                return w[jnp.clip(distances + cfg.span - 1, 0, 2 * cfg.span - 2)]
+                return jnp.take(w, jnp.clip(distances + cfg.span - 1, 0, 2 * cfg.span - 2))
             case "rope":
                 a, c = (self.param(name, NORMAL, (cfg.head_dim,)) for name in "ac")
-                frequencies, _ = rope_frequencies({}, cfg.head_dim)
-                turned = rotate(jnp.broadcast_to(c, (1, *distances.shape, 1, c.shape[0])), distances, frequencies)
-                return turned[0, :, 0] @ a
+                return ops.rotated_dots(a, c, first, last)
             case _:
                 w = self.param("weight", NORMAL, (32,))
-                return cfg.bias_scale * w[t5_bucket(distances, bidirectional=not cfg.causal)]
+                return cfg.bias_scale * jnp.take(w, t5_bucket(distances, bidirectional=not cfg.causal))
 
 
 class GatedAttention(nn.Module):
@@ -275,7 +275,7 @@ class GatedAttention(nn.Module):
             Q,
             K,
             V,
-            None if bias is None else bias(jnp.arange(1 - N, N)),
+            None if bias is None else bias(1 - N, N - 1),
             context["n"],
             self.weigh,
             softmax=cfg.kind == "gau",
@@ -289,14 +289,13 @@ class GatedAttention(nn.Module):
 
     def quadratic_step(self, Q: Array, K: Array, V: Array, bias: Any, state: Any, context: Context):
         cfg, p = self.config, context["positions"][:, 0]
-        B, capacity, _ = state["key"].shape
-        row, slot = jnp.arange(B), jnp.arange(capacity)
-        keys, values = state["key"].at[row, p].set(K), state["value"].at[row, p].set(V)
-        seen = slot <= p[:, None]
+        capacity = state["key"].shape[1]
+        keys, values = write(state["key"], p, K), write(state["value"], p, V)
+        seen = jnp.arange(capacity) <= p[:, None]
         b = 0.0
         if bias is not None:
-            distance = jnp.where(seen, slot - p[:, None], 0)
-            b = bias(jnp.arange(1 - capacity, 1))[distance + capacity - 1]
+            behind = jnp.pad(bias(1 - capacity, 0), (0, capacity - 1))  # nothing ahead of the token is seen
+            b = jax.vmap(lambda p: jax.lax.dynamic_slice(behind, (capacity - 1 - p,), (capacity,)))(p)
         A = self.weigh(jnp.einsum("bs,bjs->bj", Q, keys, preferred_element_type=jnp.float32), b, context["n"])
         A = jax.nn.softmax(jnp.where(seen, A, ops.HIDDEN)) if cfg.kind == "gau" else jnp.where(seen, A, 0)
         out = jnp.einsum("bj,bje->be", A.astype(V.dtype), values)
@@ -305,7 +304,7 @@ class GatedAttention(nn.Module):
     def mixed_chunk(self, heads: list[Array], V: Array, bias: Any, state: Any, context: Context) -> tuple[Array, Any]:
         """V_quad + V_lin of the row, or of one token and the state before it."""
         cfg, C = self.config, self.config.chunk
-        b = jnp.zeros(2 * C - 1) if bias is None else bias(jnp.arange(1 - C, C))
+        b = jnp.zeros(2 * C - 1) if bias is None else bias(1 - C, C - 1)
         if self.mode == "step":
             p = context["positions"][:, 0]
             b = b[jnp.arange(C) - (p % C)[:, None] + C - 1]

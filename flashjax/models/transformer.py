@@ -248,7 +248,7 @@ class Attention(nn.Module):
         if mixer.unit_queries:
             q, k = _unit(q), _unit(k)
         # Angles that depend on the length are made for all that a cache has room for: the same at every step.
-        length = N if self.mode == "full" or mixer.name != "softmax" else state["mixer"]["key"].shape[1]
+        length = N if self.mode == "full" or mixer.name != "softmax" else state["mixer"]["key"].shape[2]
         if cfg.extension.kind != "none":
             o, new_state["mixer"] = self._extended(q, k, v, state, context, length)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
@@ -291,7 +291,7 @@ class Attention(nn.Module):
             valid, new = context["valid"], mixer.fill(k, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
         elif self.mode == "step":
             new = mixer.append(state["mixer"], k[:, 0], v[:, 0])  # type: ignore[attr-defined]
-            k, v = new["key"].astype(q.dtype), new["value"].astype(v.dtype)
+            k, v = new["key"].swapaxes(1, 2).astype(q.dtype), new["value"].swapaxes(1, 2).astype(v.dtype)
             k_positions = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
             valid = k_positions <= positions
         names = ("batch", _length(N), "heads", None)

@@ -80,6 +80,42 @@ def dot_product_attention(
     return compute(q, k, v, bias, seen, scale)
 
 
+def cached_attention(
+    q: Float[Array, "B H D"],
+    keys: Float[Array, "B Hk K D"],
+    values: Float[Array, "B Hk K E"],
+    at: Int[Array, "B"],
+    *,
+    bias: Array | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B H E"]:
+    """Attention of one token a row, at position `at`, over keys and values 0 to `at` of a cache.
+
+    As `dot_product_attention` otherwise; `bias` broadcasts to [B, H, K]. Heads come first in the cache, so that each is
+    read in order as it lies.
+    """
+    (B, H, D), (Hk, K) = q.shape, keys.shape[1:3]
+    scale = float(D**-0.5) if scale is None else scale
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(B, Hk, H // Hk, D)
+    logits = jnp.einsum("bhgd,bhkd->bhgk", q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, jnp.broadcast_shapes(jnp.shape(bias), (1, H, 1)))
+        logits = logits + bias.reshape(bias.shape[0], Hk, H // Hk, bias.shape[-1]).astype(jnp.float32)
+    mask = _mask(True, window, at[:, None], jnp.arange(K)[None], None, None)
+    assert mask is not None
+    weights, total = _weights(jnp.where(mask[:, None], logits, HIDDEN))
+    o = jnp.einsum("bhgk,bhke->bhge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (o / total[..., None]).reshape(B, H, values.shape[-1]).astype(values.dtype)
+
+
+def _weights(logits: Float[Array, "*b K"]) -> tuple[Float[Array, "*b K"], Float[Array, "*b"]]:
+    """(exp of the logits less the largest, what they are to be divided by: their sum, or 1 where no key is seen)."""
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), FLOOR)))
+    total = weights.sum(-1)
+    return weights, jnp.where(total > 0, total, 1)
+
+
 def _check(q: Array, k: Array, window: int | None, q_ids: Any, k_ids: Any, implementation: str) -> None:
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"{q.shape[2]} query heads do not divide into {k.shape[2]} key-value heads")
@@ -141,11 +177,10 @@ def _xla(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale: f
     if mask is not None:
         mask = mask[:, None, None]
         logits = jnp.where(mask, logits, HIDDEN)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), FLOOR)))
-    total = weights.sum(-1)
+    weights, total = _weights(logits)
     o = jnp.einsum("bhgqk,bkhe->bqhge", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided after the product: E numbers a query instead of K.
-    o = o / jnp.where(total > 0, total, 1).transpose(0, 3, 1, 2)[..., None]
+    o = o / total.transpose(0, 3, 1, 2)[..., None]
     return o.reshape(B, Q, H, v.shape[-1]).astype(v.dtype)
 
 

@@ -8,11 +8,13 @@ sees its own segment alone, and `positions` [B, N] count from its start. None: t
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
@@ -56,6 +58,23 @@ def toeplitz(b: Float[Array, "M"], columns: int) -> Float[Array, "rows columns"]
     rows = M + 1 - columns
     repeated = jnp.broadcast_to(jnp.append(b, 0), (rows, M + 1)).reshape(-1)
     return repeated[: rows * M].reshape(rows, M)[:, rows - 1 :]
+
+
+def rotated_dots(a: Float[Array, "s"], c: Float[Array, "s"], first: int, last: int) -> Float[Array, "M"]:
+    """<a, R_m c> for m from `first` to `last`, where R_m turns dims i and i + s/2 by the angle m 10000^(-2i/s).
+
+    With z_i = (a_i - i a_{i+s/2}) (c_i + i c_{i+s/2}) it is the real part of sum_i z_i exp(i theta_i m). For m = u + w
+    that is a product of tables for u, many apart, and w, few: one turn for sqrt(M) distances.
+    """
+    half, M = a.shape[0] // 2, last - first + 1
+    theta = 10000.0 ** -(np.arange(half) / half)
+    few = math.isqrt(M - 1) + 1
+    u, w = (np.float64(m)[:, None] * theta for m in (first + few * np.arange(-(-M // few)), np.arange(few)))
+    real, imaginary = a[:half] * c[:half] + a[half:] * c[half:], a[:half] * c[half:] - a[half:] * c[:half]
+    cos, sin = np.cos(u).astype(np.float32), np.sin(u).astype(np.float32)
+    turned = jnp.concatenate([real * cos - imaginary * sin, -real * sin - imaginary * cos], -1)
+    table = np.concatenate([np.cos(w), np.sin(w)], -1).astype(np.float32)
+    return jnp.einsum("ui,wi->uw", turned, table, precision="highest").reshape(-1)[:M]
 
 
 def quadratic(

@@ -199,7 +199,7 @@ def test_a_stack_of_unlike_layers_is_an_error():
 
 def test_a_scanned_cache_has_a_dim_of_layers():
     cache = model(**MODERN, scan_layers=True).init_cache(3, 7)
-    assert cache["layers"]["mixer"]["key"].shape == (2, 3, 7, 2, 4)
+    assert cache["layers"]["mixer"]["key"].shape == (2, 3, 2, 7, 4)
     assert cache["position"].shape == (3,)
     half = model(**MODERN, dtype="bfloat16").init_cache(3, 7)
     assert half["layer_1"]["mixer"]["value"].dtype == jnp.bfloat16

@@ -21,6 +21,19 @@ def test_toeplitz():
         np.testing.assert_array_equal(jax.jit(ops.toeplitz, static_argnums=1)(b, columns), expected)
 
 
+def test_rotated_dots():
+    """<a, R_m c> by turning c, in float64, also one distance alone and distances far away."""
+    rng = np.random.default_rng(0)
+    a, c = rng.normal(size=(2, 6)).astype(np.float32)
+    theta = 10000.0 ** -(np.arange(3) / 3)
+    for first, last in ((-36, 36), (0, 0), (-5, -2), (20000, 20010)):
+        m = np.arange(first, last + 1)[:, None] * theta
+        x, y = np.float64(c[:3]), np.float64(c[3:])
+        expected = (x * np.cos(m) - y * np.sin(m)) @ np.float64(a[:3]) + (x * np.sin(m) + y * np.cos(m)) @ a[3:]
+        found = jax.jit(ops.rotated_dots, static_argnums=(2, 3))(a, c, first, last)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_squared_relu():
     qk, b, n = np.array([3.0, -1.0, 0.5]), np.array([0.1, 0.2, -0.5]), 4.0
     for scaling, expected in (

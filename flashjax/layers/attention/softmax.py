@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from flashjax.layers.attention.base import Mixer, Outputs, Segments, visible
-from flashjax.ops.attention import Implementation, dot_product_attention
+from flashjax.ops.attention import Implementation, cached_attention, dot_product_attention
+from flashjax.ops.cache import write
 
 Cache = dict[str, Array]
 
@@ -92,8 +93,8 @@ class Softmax(Mixer):
     ) -> Cache:
         """The cache: keys and values of `heads` key-value heads, and how many tokens are in it."""
         return {
-            "key": jnp.zeros((batch, capacity, heads, head_dim), dtype),
-            "value": jnp.zeros((batch, capacity, heads, value_dim), dtype),
+            "key": jnp.zeros((batch, heads, capacity, head_dim), dtype),
+            "value": jnp.zeros((batch, heads, capacity, value_dim), dtype),
             "length": jnp.zeros((batch,), jnp.int32),
         }
 
@@ -114,22 +115,23 @@ class Softmax(Mixer):
         self, k: Float[Array, "B N Hk D"], v: Float[Array, "B N Hk E"], valid: Bool[Array, "B N"], state: Cache
     ) -> Cache:
         """The cache with a prompt's keys and values in it."""
-        if k.shape[1] > state["key"].shape[1]:
-            raise ValueError(f"a prompt of {k.shape[1]} tokens in a cache of {state['key'].shape[1]}: make it longer")
+        room = state["key"].shape[2]
+        if k.shape[1] > room:
+            raise ValueError(f"a prompt of {k.shape[1]} tokens in a cache of {room}: make it longer")
+
+        def filled(cache: Array, x: Array) -> Array:
+            return cache.at[:, :, : x.shape[1]].set(x.swapaxes(1, 2).astype(cache.dtype))
+
         return {
-            "key": state["key"].at[:, : k.shape[1]].set(k.astype(state["key"].dtype)),
-            "value": state["value"].at[:, : v.shape[1]].set(v.astype(state["value"].dtype)),
+            "key": filled(state["key"], k),
+            "value": filled(state["value"], v),
             "length": valid.sum(1, dtype=jnp.int32),
         }
 
     def append(self, state: Cache, k: Float[Array, "B Hk D"], v: Float[Array, "B Hk E"]) -> Cache:
         """The cache with one key and value more in each row."""
-        at, rows = state["length"], jnp.arange(k.shape[0])
-        return {
-            "key": state["key"].at[rows, at].set(k.astype(state["key"].dtype)),
-            "value": state["value"].at[rows, at].set(v.astype(state["value"].dtype)),
-            "length": at + 1,
-        }
+        at = state["length"]
+        return {"key": write(state["key"], at, k, 2), "value": write(state["value"], at, v, 2), "length": at + 1}
 
     def step(
         self,
@@ -142,19 +144,9 @@ class Softmax(Mixer):
         """One key and value more; the query sees what is in the cache. `bias` is a function of positions here."""
         at = state["length"]
         state = self.append(state, k, v)
-        keys, values = state["key"].astype(q.dtype), state["value"].astype(v.dtype)
         if callable(bias):
-            index = jnp.arange(keys.shape[1])
-            bias = jax.vmap(lambda position: bias(position[None], index))(at)
-        o = dot_product_attention(
-            q[:, None],
-            keys,
-            values,
-            bias=bias,
-            causal=True,
-            q_positions=at[:, None],
-            window=self.window or None,
-            scale=self.scale or None,
-            implementation="xla",
-        )
-        return state, o[:, 0]
+            index = jnp.arange(state["key"].shape[2])
+            bias = jax.vmap(lambda position: bias(position[None], index)[:, 0])(at)
+        arguments = {"window": self.window or None, "scale": self.scale or None}
+        o = cached_attention(q, state["key"], state["value"].astype(v.dtype), at, bias=bias, **arguments)
+        return state, o
