@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from flashjax.data import imagenet, sources
-from flashjax.data.augment.mixup import sample_mixing
+from flashjax.data.augment.mixing import sample_mixing
 from flashjax.data.batches import MIX, Arrays, Batches, check_seed, cores, generator
 from flashjax.data.config import AugmentConfig, DataConfig
 from flashjax.data.examples import BadImageError, EvalExamples, TrainExamples

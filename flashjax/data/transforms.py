@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from flashjax.data.augment import randaugment
 from flashjax.data.augment.randaugment import FILTERS, RANDOM_FILTERS, RandAugment
-from flashjax.data.augment.random_erasing import sample_boxes
+from flashjax.data.augment.erasing import sample_boxes
 from flashjax.data.config import AugmentConfig, DataConfig
 
 Crop = tuple[int, int, int, int]
