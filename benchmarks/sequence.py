@@ -1,6 +1,7 @@
 """Language models on this machine: flashjax against the torch packages that a user would pick instead, in one run.
 
     python -m benchmarks.sequence [--lengths 512 2048 8192] [--rounds 3] [--only performer] [--json FILE]
+    python -m benchmarks.sequence --lengths 2048 --models "hugging face sdpa"     # one cell: a minute
 
 It needs the extra `parity`.
 
@@ -9,21 +10,27 @@ FLASH (flash-pytorch), Performer (performer-pytorch) and causal linear attention
 model is causal, float32, 256 wide with the parameters of 4 Transformer blocks, and reads the same number of tokens a
 step at every length: 8,192 by default, cut into rows of that length.
 
-Forward and training step (forward, backward, AdamW) take turns round by round; a ratio is the median over rounds of the
-peer's time by ours: above 1, flashjax is faster. Decoding is one token of one row after a prompt of that length; a peer
-without a cache recomputes the whole, and its time is that of a forward pass. Peak memory is that of a training step, of
-a process of its own, above what the process held before it. 'flash by transformer' sets our FLASH against our
-Transformer at equal parameters.
+Each model is a process of its own. Forward and training step (forward, backward, AdamW) take turns round by round; a
+ratio is the median over rounds of the peer's time by ours: above 1, flashjax is faster. Decoding is one token of one
+row after a prompt of that length; a peer without a cache recomputes the whole, and its time is that of a forward pass.
+Peak memory is that of the first training step, above what the process held before it. A process that the system kills
+for its memory, or that takes longer than `--limit` for one thing, is said to have been, and the others go on. 'flash
+by transformer' sets our FLASH against our Transformer at equal parameters.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import os
 import platform
+import select
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.turns import Step, median_ratio, take_turns
+from benchmarks.turns import Step, median_ratio
 
 WIDTH, DEPTH, HEADS, VOCAB = 256, 4, 4, 256
 FAMILIES = {
@@ -194,9 +201,8 @@ def make(name: str, length: int, rows: int) -> Contender:
     return torch_contender(name, length, rows)
 
 
-def peak_of_a_step(name: str, length: int, rows: int) -> int:
-    """Bytes that a training step adds at most to what its process holds before it (Linux)."""
-    contender = make(name, length, rows)
+def peak_of_a_step(contender: Contender) -> int:
+    """Bytes that a training step adds at most to what the process holds before it (Linux)."""
     gc.collect()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -209,59 +215,136 @@ def _status(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure(family: str, length: int, tokens: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Figures of each contender of a family at one length."""
-    names, rows = FAMILIES[family], max(1, tokens // length)
-    made = {name: make(name, length, rows) for name in names}
-    figures: dict[str, dict[str, Any]] = {name: {"parameters": made[name].parameters} for name in names}
-    for phase in ("forward", "train"):
-        times = take_turns({name: getattr(made[name], phase) for name in names}, rounds, warm_up=1)
-        for name in names:
-            figures[name] |= {
-                f"{phase}_tokens_per_second": rows * length / statistics.median(times[name]),
-                f"{phase}_ratio": median_ratio(times[name], times[names[0]]),
-            }
-    steps = {name: make_step() for name in names if (make_step := made[name].decode) is not None}
-    if any(made[name].decode is None for name in names):
-        one = {name: make(name, length, 1).forward for name in names if made[name].decode is None}
-        steps |= one
-    times = take_turns(steps, max(rounds, 5), warm_up=2)
-    for name in names:
-        figures[name]["decode_ms"] = 1e3 * statistics.median(times[name])
-        figures[name]["decode_ratio"] = median_ratio(times[name], times[names[0]])
-        figures[name]["decode_cached"] = made[name].decode is not None
-    return figures
+def serve(name: str, length: int, rows: int) -> None:
+    """Does what it is told, line by line, and answers each with a line of JSON: parameters, bytes or seconds."""
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this goes and nothing else
+    answer, sys.stdout = sys.stdout, sys.stderr  # what packages print is no answer
+    contender = make(name, length, rows)
+    steps: dict[str, Step] = {"forward": contender.forward, "train": contender.train}
+    print(json.dumps([contender.parameters, contender.decode is not None]), file=answer, flush=True)
+    for line in sys.stdin:
+        what = line.strip()
+        if what == "peak":
+            print(peak_of_a_step(contender), file=answer, flush=True)
+            continue
+        if what == "decode" and what not in steps:
+            steps[what] = contender.decode() if contender.decode else make(name, length, 1).forward
+        started = time.perf_counter()
+        steps[what]()
+        print(time.perf_counter() - started, file=answer, flush=True)
 
 
-def in_own_process(*arguments: str) -> Any:
-    """What this module prints last, as JSON, from a process of its own; None where it fails."""
-    command = [sys.executable, "-m", "benchmarks.sequence", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"  failed: {' '.join(arguments)}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-        return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class LostError(Exception):
+    """A process has no more to say; why."""
+
+
+class Worker:
+    """A model in a process of its own, or why there is none any more."""
+
+    def __init__(self, name: str, length: int, rows: int, limit: float):
+        self.name, self.limit, self.lost = name, limit, ""
+        command = [sys.executable, "-m", "benchmarks.sequence", "--serve", name, str(length), str(rows)]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, text=True, bufsize=1, **pipes)
+
+    def ask(self, what: str = "") -> Any:
+        """The answer. Raises LostError, now and from then on, where none comes."""
+        if self.lost:
+            raise LostError(self.lost)
+        process = self.process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            if what:
+                print(what, file=process.stdin, flush=True)
+            if not select.select([process.stdout], [], [], self.limit)[0]:
+                self.lost = f"killed: over {self.limit:.0f} s"
+            elif line := process.stdout.readline():
+                return json.loads(line)
+        except BrokenPipeError:  # it has died before it was asked
+            pass
+        self.lost = self.lost or self._reason()
+        self.close()
+        raise LostError(self.lost)
+
+    def _reason(self) -> str:
+        self.errors.seek(0)
+        last = (self.errors.read().strip().splitlines() or ["no word"])[-1]
+        if self.process.wait() == -signal.SIGKILL or "can't allocate memory" in last or "MemoryError" in last:
+            return "killed: memory"
+        return f"failed: {last[:80]}"
+
+    def close(self) -> None:
+        if not self.errors.closed:
+            self.process.kill()
+            self.process.communicate()
+            self.errors.close()
+
+
+def measure(names: list[str], length: int, rows: int, rounds: int, limit: float) -> list[dict[str, Any]]:
+    """Figures of each model at one length, the first one ours; what is missing was lost, and `lost` says why."""
+    workers = [Worker(name, length, rows, limit) for name in names]
+    figures: dict[str, dict[str, Any]] = {name: {"length": length, "name": name} for name in names}
+    try:
+        for worker in workers:
+            mine = figures[worker.name]
+            with contextlib.suppress(LostError):
+                mine["parameters"], mine["decode_cached"] = worker.ask()
+                mine["peak_bytes"] = worker.ask("peak")
+        for what, turns, warm_up in (("forward", rounds, 1), ("train", rounds, 1), ("decode", max(rounds, 5), 2)):
+            times: dict[str, list[float]] = {name: [] for name in names}
+            for turn in range(-warm_up, turns):
+                for worker in workers:
+                    with contextlib.suppress(LostError):
+                        seconds = worker.ask(what)
+                        times[worker.name] += [seconds] if turn >= 0 else []
+            for name, own in times.items():
+                if len(own) == turns:
+                    figures[name][f"{what}_seconds"] = own
+    finally:
+        for worker in workers:
+            figures[worker.name]["lost"] = worker.lost
+            worker.close()
+    ours = figures[names[0]]
+    for mine in figures.values():
+        for what in ("forward", "train", "decode"):
+            if (own := mine.get(f"{what}_seconds")) is None:
+                continue
+            mine[f"{what}_tokens_per_second"] = (1 if what == "decode" else rows * length) / statistics.median(own)
+            if (reference := ours.get(f"{what}_seconds")) is not None:
+                mine[f"{what}_ratio"] = median_ratio(own, reference)
+        if "peak_bytes" in mine and "peak_bytes" in ours:
+            mine["peak_ratio"] = mine["peak_bytes"] / ours["peak_bytes"]
+    return list(figures.values())
+
+
+def _figure(row: dict[str, Any], name: str, form: str, unit: float = 1) -> str:
+    return "n/a" if row.get(name) is None else format(row[name] / unit, form)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of the figures; it reads as plain text too."""
     header = ("length", "model", "parameters", "forward tok/s", "by ours", "train tok/s", "by ours")
-    header += ("decode ms", "by ours", "peak MiB", "by ours")
+    header += ("decode ms", "by ours", "peak MiB", "by ours", "lost")
     lines = [header]
     for row in rows:
+        decode = "n/a"
+        if seconds := row.get("decode_seconds"):
+            decode = f"{1e3 * statistics.median(seconds):.2f}" + ("" if row["decode_cached"] else " (no cache)")
         lines.append(
             (
                 f"{row['length']}",
                 row["name"],
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['forward_tokens_per_second']:,.0f}",
-                f"{row['forward_ratio']:.2f}",
-                f"{row['train_tokens_per_second']:,.0f}",
-                f"{row['train_ratio']:.2f}",
-                f"{row['decode_ms']:.2f}" + ("" if row["decode_cached"] else " (no cache)"),
-                f"{row['decode_ratio']:.2f}",
-                "n/a" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}",
-                "n/a" if row["peak_ratio"] is None else f"{row['peak_ratio']:.2f}",
+                _figure(row, "parameters", ".2f", 1e6) + " M",
+                _figure(row, "forward_tokens_per_second", ",.0f"),
+                _figure(row, "forward_ratio", ".2f"),
+                _figure(row, "train_tokens_per_second", ",.0f"),
+                _figure(row, "train_ratio", ".2f"),
+                decode,
+                _figure(row, "decode_ratio", ".2f"),
+                _figure(row, "peak_bytes", ",.0f", 2**20),
+                _figure(row, "peak_ratio", ".2f"),
+                row["lost"],
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -273,44 +356,38 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192], help="tokens of a row")
-    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a step (default 8192)")
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens of a step, cut into rows (default 8192)")
     parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default 3)")
     parser.add_argument("--only", nargs="+", default=list(FAMILIES), choices=list(FAMILIES), help="families")
-    parser.add_argument("--no_memory", action="store_true", help="leave peak memory out")
+    peers = [name for names in FAMILIES.values() for name in names[1:]]
+    parser.add_argument("--models", nargs="+", choices=peers, help="these peers alone, each against ours")
+    parser.add_argument("--limit", type=float, default=120, help="seconds that a model may take for one thing")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    parser.add_argument("--cell", nargs=2, metavar=("FAMILY", "LENGTH"), help=argparse.SUPPRESS)
-    parser.add_argument("--peak", nargs=2, metavar=("NAME", "LENGTH"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, metavar=("NAME", "LENGTH", "ROWS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.cell:
-        return print(json.dumps(measure(args.cell[0], int(args.cell[1]), args.tokens, args.rounds)))
-    if args.peak:
-        length = int(args.peak[1])
-        return print(json.dumps(peak_of_a_step(args.peak[0], length, max(1, args.tokens // length))))
+    if args.serve:
+        return serve(args.serve[0], int(args.serve[1]), int(args.serve[2]))
 
     print(f"{args.tokens} tokens a step, float32, {os.cpu_count()} cores ({platform.machine()})")
     rows: list[dict[str, Any]] = []
     for length in args.lengths:
         for family in args.only:
-            shared = ("--tokens", str(args.tokens), "--rounds", str(args.rounds))
-            figures = in_own_process("--cell", family, str(length), *shared) or {}
-            peaks: dict[str, int | None] = {name: None for name in figures}
-            if not args.no_memory:
-                peaks = {name: in_own_process("--peak", name, str(length), *shared) for name in figures}
-            own = peaks.get(FAMILIES[family][0])
-            for name, values in figures.items():
-                peak = peaks[name]
-                ratio = None if peak is None or not own else peak / own
-                rows.append({"length": length, "name": name, **values, "peak_bytes": peak, "peak_ratio": ratio})
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
+            ours, *others = FAMILIES[family]
+            if args.models and not (others := [name for name in others if name in args.models]):
+                continue
+            found = measure([ours, *others], length, max(1, args.tokens // length), args.rounds, args.limit)
+            rows += found
+            print("\n".join(table(found).splitlines()[2:]), flush=True)
     print("\n" + table(rows))
     for length in args.lengths:
-        found = {row["name"]: row for row in rows if row["length"] == length}
-        if {"flashjax flash", "flashjax transformer"} <= found.keys():
-            ours = [found[f"flashjax {name}"] for name in ("flash", "transformer")]
-            words = [
-                f"{what} {ours[0][f'{what}_tokens_per_second'] / ours[1][f'{what}_tokens_per_second']:.2f}x"
-                for what in ("forward", "train")
-            ]
+        at = {row["name"]: row for row in rows if row["length"] == length}
+        ours = [at.get(f"flashjax {name}", {}) for name in ("flash", "transformer")]
+        words = [
+            f"{what} {ours[0][f'{what}_tokens_per_second'] / ours[1][f'{what}_tokens_per_second']:.2f}x"
+            for what in ("forward", "train")
+            if all(f"{what}_tokens_per_second" in row for row in ours)
+        ]
+        if words:
             print(f"flash by transformer at {length}: {', '.join(words)}")
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, "tokens": args.tokens, "rounds": args.rounds}, indent=2) + "\n")
