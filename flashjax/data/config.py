@@ -27,7 +27,9 @@ class AugmentConfig:
     hflip: float = 0.5
     """Probability of a left-right flip; 0 for digits and text."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """RandAugment, in timm's notation (see flashjax/data/augment/randaugment.py); None for none."""
+    """A policy by name: RandAugment in timm's notation (`rand-m9-mstd0.5-inc1`), `trivial`, `aa-imagenet`,
+    `aa-cifar10`, `aa-svhn`, `augmix-m3-w3`, or one of timm's AutoAugment (`v0-mstd0.5`); None for none. See
+    flashjax/data/augment/policies.py."""
     mixup: float = 0.8
     """Mixup alpha: the mixing weight is drawn from Beta(alpha, alpha)."""
     cutmix: float = 1.0

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from flashjax.data.augment import randaugment
-from flashjax.data.augment.randaugment import FILTERS, RANDOM_FILTERS, RandAugment
+from flashjax.data.augment import policies
 from flashjax.data.augment.erasing import sample_boxes
+from flashjax.data.augment.operations import FILTERS, RANDOM_FILTERS, HostPolicy
 from flashjax.data.config import AugmentConfig, DataConfig
 
 Crop = tuple[int, int, int, int]
@@ -100,18 +100,16 @@ class TrainTransform:
     """`transform(image, rng)` -> (uint8 [H, W, 3], int32 [N, 4] boxes to erase), for one training image."""
 
     config: DataConfig
-    policy: RandAugment | None
+    policy: HostPolicy | None
 
     @staticmethod
     def create(config: DataConfig) -> "TrainTransform":
-        """Reads the RandAugment string; raises ValueError where it is malformed."""
+        """Reads the policy string; raises ValueError where it is malformed."""
         augment = config.augment
         if augment.auto_augment is None:
             return TrainTransform(config, None)
         red, green, blue = (min(255, round(255 * channel)) for channel in augment.mean)
-        return TrainTransform(
-            config, randaugment.parse(augment.auto_augment, augment.interpolation, (red, green, blue))
-        )
+        return TrainTransform(config, policies.parse(augment.auto_augment, augment.interpolation, (red, green, blue)))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], np.ndarray]:
         augment, size = self.config.augment, self.config.image_size
@@ -119,7 +117,7 @@ class TrainTransform:
         if augment.hflip > 0 and rng.random() < augment.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.policy is not None:
-            image = self.policy(image, rng)
+            image = self.policy(rng, image)
         return np.asarray(image), sample_boxes(rng, size, size, augment)
 
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:

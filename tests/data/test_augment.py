@@ -44,7 +44,7 @@ def test_randaugment_leaves_a_quarter_of_images_alone_and_nothing_unshaped():
     image = picture(0, 24, 20)
     pixels, same = np.asarray(image), 0
     for seed in range(600):
-        result = policy(image, np.random.default_rng(seed))
+        result = policy(np.random.default_rng(seed), image)
         assert result.size == image.size and result.mode == "RGB"
         same += bool((np.asarray(result) == pixels).all())
     assert 0.2 < same / 600 < 0.35, "both operations skipped: 1/4; a few more change nothing on this image"

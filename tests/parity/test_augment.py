@@ -134,7 +134,7 @@ def test_randaugment(timm_draws, text, interpolation):
         image, stream, mine = textured(seed, 30, 26), Stream(seed), Stream(seed)
         timm_draws(stream)
         expected = np.asarray(theirs(image))
-        np.testing.assert_array_equal(np.asarray(ours(image, Scripted(mine))), expected, err_msg=f"{seed}")
+        np.testing.assert_array_equal(np.asarray(ours(Scripted(mine), image)), expected, err_msg=f"{seed}")
         assert mine.used == stream.used
 
 

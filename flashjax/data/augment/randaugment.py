@@ -17,21 +17,21 @@ Sources: "RandAugment" (1909.13719); the set of operations, their ranges and the
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-RANDOM_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+from flashjax.data.augment.operations import FILTERS, RANDOM_FILTERS, HostPolicy, Step, run
+
 SCALE = 10.0  # a magnitude of 10 is an operation's full range
 
 
 @dataclass(frozen=True)
-class RandAugment:
-    """`policy(image, rng)` -> image: `num_ops` operations drawn with replacement, one after another."""
+class RandAugment(HostPolicy):
+    """`policy(rng, image)` -> image: `num_ops` operations drawn with replacement, one after another."""
 
     magnitude: float = SCALE
     num_ops: int = 2
@@ -42,20 +42,24 @@ class RandAugment:
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     fill: tuple[int, int, int] = (128, 128, 128)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """Augments one RGB image; consumes draws from `rng` in timm's order."""
+    def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> tuple[Step, ...]:
+        """Consumes draws from `rng` in timm's order; they do not depend on the shape."""
         operations = INCREASING if self.increasing else PLAIN
+        steps = []
         for index in rng.integers(0, len(operations), size=self.num_ops):
             if self.probability < 1 and rng.random() > self.probability:
                 continue
-            level = min(max(self._draw_magnitude(rng), 0.0), self.magnitude_max) / SCALE
-            image = operations[index](image, level, rng, self)
-        return image
+            magnitude = draw_magnitude(rng, self.magnitude, self.magnitude_std)
+            level = min(max(magnitude, 0.0), self.magnitude_max) / SCALE
+            steps.append(operations[index].draw(level, rng, self.interpolation))
+        return tuple(steps)
 
-    def _draw_magnitude(self, rng: np.random.Generator) -> float:
-        if self.magnitude_std == math.inf:
-            return rng.uniform(0, self.magnitude)
-        return rng.normal(self.magnitude, self.magnitude_std) if self.magnitude_std > 0 else self.magnitude
+
+def draw_magnitude(rng: np.random.Generator, magnitude: float, std: float) -> float:
+    """timm's: normal around `magnitude`, uniform below it where `std` is infinite, itself where `std` is 0."""
+    if std == math.inf:
+        return rng.uniform(0, magnitude)
+    return rng.normal(magnitude, std) if std > 0 else magnitude
 
 
 def parse(
@@ -98,120 +102,84 @@ def parse(
     )
 
 
-# An operation takes (image, level, rng, policy); level 1 is its full range.
-Operation = Callable[[Image.Image, float, np.random.Generator, RandAugment], Image.Image]
+@dataclass(frozen=True)
+class Operation:
+    """One of timm's operations: called as `operation(image, level, rng, policy)`, where level 1 is its full range."""
+
+    name: str
+    """timm's."""
+    step: str
+    """Its name in `operations.OPERATIONS`."""
+    amount: Callable[[float, np.random.Generator], Any] = lambda level, rng: None
+    """Draws the amount from the level."""
+    geometric: bool = False
+    """Whether it draws a filter where the policy's is `random`."""
+
+    def draw(self, level: float, rng: np.random.Generator, interpolation: str) -> Step:
+        """The amount and filter, drawn in timm's order."""
+        amount = self.amount(level, rng)
+        return Step(self.step, amount, _filter(rng, interpolation)) if self.geometric else Step(self.step, amount)
+
+    def __call__(self, image: Image.Image, level: float, rng: np.random.Generator, policy: RandAugment) -> Image.Image:
+        return run(image, (self.draw(level, rng, policy.interpolation),), policy.fill)
 
 
 def _signed(value: float, rng: np.random.Generator) -> float:
     return -value if rng.random() > 0.5 else value
 
 
-def _filter(rng: np.random.Generator, policy: RandAugment) -> Image.Resampling:
-    if policy.interpolation == "random":
+def _filter(rng: np.random.Generator, interpolation: str) -> Image.Resampling:
+    if interpolation == "random":
         return RANDOM_FILTERS[int(rng.integers(0, 2))]
-    return FILTERS[policy.interpolation]
+    return FILTERS[interpolation]
 
 
-def _affine(coefficients: Callable[[Image.Image, float], tuple[float, ...]], full: float) -> Operation:
-    """A shear or shift: `coefficients(image, amount)` maps output to input pixels; amount at most `full`."""
-
-    def apply(image: Image.Image, level: float, rng: np.random.Generator, policy: RandAugment) -> Image.Image:
-        matrix = coefficients(image, _signed(level * full, rng))
-        resample = _filter(rng, policy)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=policy.fill)
-
-    return apply
+def _moved(name: str, step: str, full: float) -> Operation:
+    """Geometry by an amount of at most `full`, either way."""
+    return Operation(name, step, lambda level, rng: _signed(level * full, rng), geometric=True)
 
 
-def _rotate(image: Image.Image, level: float, rng: np.random.Generator, policy: RandAugment) -> Image.Image:
-    degrees = _signed(level * 30.0, rng)
-    return image.rotate(degrees, _filter(rng, policy), fillcolor=policy.fill)
-
-
-def _lookup(table: Callable[[float], list[int]]) -> Operation:
-    """An operation that maps each value of each channel by itself."""
-    return lambda image, level, rng, policy: image.point(table(level) * len(image.getbands()))
-
-
-def _posterize(keep_bits: Callable[[float], int]) -> Operation:
-    def table(level: float) -> list[int]:
-        mask = 0xFF & ~(2 ** (8 - keep_bits(level)) - 1)
-        return [value & mask for value in range(256)]
-
-    return _lookup(table)
-
-
-def _solarize(threshold: Callable[[float], int]) -> Operation:
-    def table(level: float) -> list[int]:
-        limit = threshold(level)
-        return [value if value < limit else 255 - value for value in range(256)]
-
-    return _lookup(table)
-
-
-def _solarize_add_table(level: float) -> list[int]:
-    add = min(128, int(level * 110))
-    return [min(255, value + add) if value < 128 else value for value in range(256)]
-
-
-_RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
-
-
-def _blend_table(image: Image.Image, gray: int, factor: float) -> Image.Image:
-    """Blends with a constant gray. All pixels of one value end alike, so Pillow blends 256 of them, not all."""
-    table = Image.blend(Image.new("L", (256, 1), gray), _RAMP, factor)
-    return image.point(list(table.tobytes()) * len(image.getbands()))
-
-
-def _brightness(image: Image.Image, factor: float) -> Image.Image:
-    return _blend_table(image, 0, factor)
-
-
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    counts = np.array(image.convert("L").histogram())
-    mean = int(int(counts @ np.arange(256)) / int(counts.sum()) + 0.5)
-    return _blend_table(image, mean, factor)
-
-
-def _color(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def _sharpness(image: Image.Image, factor: float) -> Image.Image:
-    return Image.blend(image.filter(ImageFilter.SMOOTH), image, factor)
-
-
-def _enhance(apply: Callable[[Image.Image, float], Image.Image], increasing: bool) -> Operation:
-    """An enhancement by a factor in 0.1..1.9, where 1 changes nothing."""
-    if increasing:
-        return lambda image, level, rng, policy: apply(image, max(0.1, 1.0 + _signed(level * 0.9, rng)))
-    return lambda image, level, rng, policy: apply(image, level * 1.8 + 0.1)
-
-
-def _operations(increasing: bool) -> tuple[Operation, ...]:
-    def keep_bits(level: float) -> int:
-        return 4 - int(level * 4) if increasing else int(level * 4)
-
-    def threshold(level: float) -> int:
-        return 256 - min(256, int(level * 256)) if increasing else min(256, int(level * 256))
-
-    return (  # in the order of timm's table: a drawn index must name the same operation
-        lambda image, level, rng, policy: ImageOps.autocontrast(image),
-        lambda image, level, rng, policy: ImageOps.equalize(image),
-        lambda image, level, rng, policy: ImageOps.invert(image),
-        _rotate,
-        _posterize(keep_bits),
-        _solarize(threshold),
-        _lookup(_solarize_add_table),
-        _enhance(_color, increasing),
-        _enhance(_contrast, increasing),
-        _enhance(_brightness, increasing),
-        _enhance(_sharpness, increasing),
-        _affine(lambda image, amount: (1, amount, 0, 0, 1, 0), 0.3),
-        _affine(lambda image, amount: (1, 0, 0, amount, 1, 0), 0.3),
-        _affine(lambda image, amount: (1, 0, amount * image.size[0], 0, 1, 0), 0.45),
-        _affine(lambda image, amount: (1, 0, 0, 0, 1, amount * image.size[1]), 0.45),
+def _enhanced(step: str) -> tuple[Operation, Operation]:
+    """By a factor in 0.1..1.9, where 1 changes nothing: over the range, and away from 1 with the level."""
+    name = step.capitalize()
+    return (
+        Operation(name, step, lambda level, rng: level * 1.8 + 0.1),
+        Operation(f"{name}Increasing", step, lambda level, rng: max(0.1, 1.0 + _signed(level * 0.9, rng))),
     )
 
 
-PLAIN, INCREASING = _operations(False), _operations(True)
+_COLOR, _CONTRAST, _BRIGHTNESS, _SHARPNESS = map(_enhanced, ("color", "contrast", "brightness", "sharpness"))
+
+# timm's table by name; PosterizeOriginal is AutoAugment's.
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("AutoContrast", "auto_contrast"),
+        Operation("Equalize", "equalize"),
+        Operation("Invert", "invert"),
+        _moved("Rotate", "rotate", 30.0),
+        Operation("Posterize", "posterize", lambda level, rng: int(level * 4)),
+        Operation("PosterizeIncreasing", "posterize", lambda level, rng: 4 - int(level * 4)),
+        Operation("PosterizeOriginal", "posterize", lambda level, rng: int(level * 4) + 4),
+        Operation("Solarize", "solarize", lambda level, rng: min(256, int(level * 256))),
+        Operation("SolarizeIncreasing", "solarize", lambda level, rng: 256 - min(256, int(level * 256))),
+        Operation("SolarizeAdd", "solarize_add", lambda level, rng: min(128, int(level * 110))),
+        *_COLOR,
+        *_CONTRAST,
+        *_BRIGHTNESS,
+        *_SHARPNESS,
+        _moved("ShearX", "shear_x", 0.3),
+        _moved("ShearY", "shear_y", 0.3),
+        _moved("TranslateXRel", "translate_x_rel", 0.45),
+        _moved("TranslateYRel", "translate_y_rel", 0.45),
+    )
+}
+
+# In the order of timm's lists: a drawn index must name the same operation.
+_PLAIN = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
+    *("Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
+)
+_GROWING = {"Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness"}
+PLAIN = tuple(OPERATIONS[name] for name in _PLAIN)
+INCREASING = tuple(OPERATIONS[f"{name}Increasing" if name in _GROWING else name] for name in _PLAIN)
