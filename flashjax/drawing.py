@@ -256,8 +256,8 @@ table { border-collapse: collapse; margin: 0 0 28px; max-width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 400; color: var(--muted); white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-table.figures td { text-align: right; padding: 4px 14px 4px 0; white-space: nowrap; }
-table.figures thead th { text-align: right; padding: 4px 14px 4px 0; white-space: normal; vertical-align: bottom; }
+table.figures td { text-align: right; padding: 4px 9px 4px 0; white-space: nowrap; }
+table.figures thead th { text-align: right; padding: 4px 9px 4px 0; white-space: normal; vertical-align: bottom; }
 .wide { overflow-x: auto; }
 table.figures tr > th:first-child { text-align: left; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
