@@ -21,10 +21,11 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 def linspace(low: float, high: float, count: int) -> np.ndarray:
-    """float32 [count] evenly spaced, counted from both ends as torch does."""
-    step = np.float32((high - low) / (count - 1))
-    index = np.arange(count, dtype=np.float32)
-    return np.where(index < count // 2, np.float32(low) + step * index, np.float32(high) - step * index[::-1])
+    """float32 [count] evenly spaced, as torch has it: counted from the nearer end, a step of float32, one rounding."""
+    first, last = float(np.float32(low)), float(np.float32(high))
+    step = float(np.float32(np.float32(last - first) / np.float32(count - 1)))
+    index = np.arange(count)
+    return np.where(index < count // 2, first + step * index, last - step * index[::-1]).astype(np.float32)
 
 
 # name -> magnitudes for (bins, height, width), or None where an operation has none. The geometric and the enhancing
