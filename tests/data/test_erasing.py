@@ -1,6 +1,7 @@
 """Random Erasing: its presets, its statistics, the host and the device, objects, and what it refuses."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from flashjax.data import augment
 from flashjax.data.augment.erasing import Erasing, RandomErasing
 
 RNG = np.random.default_rng
+draw = jax.jit(lambda made, key, shape: made.draw(key, shape), static_argnums=(0, 2))
+apply = jax.jit(lambda made, images, draws: made.apply(images, draws), static_argnums=0)
 BYTES = RNG(0).integers(0, 256, (6, 24, 18, 3), dtype=np.uint8)
 FLOATS = (BYTES / 255).astype(np.float32)
 
@@ -89,26 +92,25 @@ def test_several_boxes_share_the_area():
     assert abs(area.mean() - (0.02 + 1 / 3) / 2) < 0.01
 
 
-FILLS = [("pixel", "uniform"), ("channel", "uniform"), ("mean", "uniform"), ("value", "uniform")]
+KINDS = [(fill, "uniform", 3) for fill in ("pixel", "channel", "mean", "value")]
+KINDS += [("pixel", "normal", 3), ("channel", "normal", 3), ("pixel", "uniform", 1)]
 
 
-@pytest.mark.parametrize("fill, noise", [*FILLS, ("pixel", "normal"), ("channel", "normal")])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("fill, noise, channels", KINDS)
 def test_host_and_device_agree_under_the_same_draws(fill, noise, channels):
-    for images, std in ((BYTES, None), (FLOATS, None), (FLOATS, (0.2,))):
+    for images, std in ((BYTES, None), (FLOATS, (0.2,))):
         if noise == "normal" and images.dtype == np.uint8:
             continue
         images = images[..., :channels]
-        erasing = RandomErasing(prob=0.8, count=(1, 3), fill=fill, noise=noise, value=7, mean=(0.4,), std=std)
-        draws = erasing.draw(jax.random.key(1), images.shape)
-        device = np.asarray(erasing.apply(jnp.asarray(images), draws))
-        host = erasing.apply(images, jax.tree.map(np.asarray, draws))
+        erasing = RandomErasing(prob=0.8, count=(1, 2), fill=fill, noise=noise, value=7, mean=(0.4,), std=std)
+        draws = erasing.draw(RNG(1), images.shape)
+        device, host = np.asarray(apply(erasing, images, draws)), erasing.apply(images, draws)
         assert device.dtype == host.dtype == images.dtype
         # Integers are the same; the tails of a normal differ by what two inverses of the error function differ.
-        np.testing.assert_allclose(device, host, rtol=0, atol=3e-5 if noise == "normal" else 0)
+        np.testing.assert_allclose(device, host, rtol=0, atol=3e-5 if noise == "normal" else 1e-6)
         changed = (host != images).any(-1).any((1, 2))
         assert (changed == (draws.boxes[..., 2] > 0).any(-1)).all() and changed.any() and not changed.all()
-        one = erasing.apply(images[2], Erasing(*(np.asarray(array)[2] for array in draws)))
+        one = erasing.apply(images[2], Erasing(*(array[2] for array in draws)))
         assert (one == host[2]).all(), "an image alone, as in the pipeline"
 
 
@@ -165,7 +167,10 @@ def test_objects_are_erased_inside_their_boxes():
     masks = np.zeros((6, 3, 24, 18), bool)
     masks[:, 0, 3:20, 2:12] = masks[:, 1, 6:23, 6:17] = True
     for rng in (RNG(0), jax.random.key(0)):
-        made, cut, visible = augment.erase_objects(rng, BYTES, boxes, valid, "objects", masks, prob=1.0, fill="value")
+        erase = partial(augment.erase_objects, where="objects", prob=1.0, fill="value")
+        if isinstance(rng, jax.Array):
+            erase = jax.jit(erase)
+        made, cut, visible = erase(rng, BYTES, boxes, valid, masks=masks)
         made, cut, visible = np.asarray(made), np.asarray(cut), np.asarray(visible)
         erased = (made != BYTES).any(-1)
         reach = np.zeros((24, 18), bool)
@@ -246,5 +251,5 @@ def test_bad_images_and_generators_are_named():
 def test_an_augmentation_is_a_static_argument():
     erasing = augment.create("random_erasing", "timm")
     assert hash(erasing) == hash(dataclasses.replace(erasing)) and "random_erasing" in augment.names()
-    run = jax.jit(lambda made, key, images: made(key, images), static_argnums=0)
-    assert run(erasing, jax.random.key(0), FLOATS[0]).shape == FLOATS[0].shape
+    shape = jax.eval_shape(lambda key, images: erasing(key, images), jax.random.key(0), FLOATS[0])
+    assert (shape.shape, shape.dtype) == (FLOATS[0].shape, np.float32)
