@@ -10,11 +10,12 @@ Legend: B batch (rows over all hosts), P hosts (processes), H, W height and widt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
-from flashjax.data import imagenet, sources
+from flashjax.data import described, imagenet, sources
 from flashjax.data.augment.mixing import sample_mixing
 from flashjax.data.batches import MIX, Arrays, Batches, check_seed, cores, generator
 from flashjax.data.config import AugmentConfig, DataConfig
@@ -23,6 +24,10 @@ from flashjax.data.sources import Source
 from flashjax.data.tfds_source import tfds
 
 __all__ = ["AugmentConfig", "BadImageError", "DataConfig", "DatasetInfo", "Pipeline", "classification"]
+
+
+MIXING = {"mix_lambda": ((), np.float32), "mix_box": ((4,), np.int32)}
+"""What a training batch has beside what its examples are: shape of a row and dtype."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,8 @@ class Pipeline(Batches):
         leaves = _leaves(config, self._training)
         super().__init__(examples, leaves, sizes, batches, steps, process, workers, threads, config.prefetch)
         if self._training:  # drawn for the whole batch at once, so that all hosts agree; the workers leave it out
-            mixing = {"mix_lambda": ((), np.float32), "mix_box": ((4,), np.int32)}
             rows = self.batch_size
-            self.spec |= {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in mixing.items()}
+            self.spec |= {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in MIXING.items()}
 
     def _finish(self, k: int, batch: Arrays) -> Arrays:
         if self._training:
@@ -91,6 +95,9 @@ def classification(
         FileNotFoundError, ValueError: the data are not there or not as they should be; the message says what to do.
     """
     check_seed(seed)
+    sizes = described.sizes()
+    if sizes is not None and data_dir is None and config.dataset != "digits":
+        return _described(config, sizes)
     train, held_out = open_source(config, data_dir)
     process = (process_index, process_count)
     name = train.name if train.name == held_out.name else f"{train.name} / {held_out.name}"
@@ -98,6 +105,16 @@ def classification(
     info = DatasetInfo(name, len(names), names, len(train), len(held_out))
     training = Pipeline(TrainExamples.create(train, config, seed), config, seed, process)
     return training, Pipeline(EvalExamples(held_out, config), config, seed, process), info
+
+
+def _described(config: DataConfig, sizes: described.Sizes) -> tuple[Any, Any, DatasetInfo]:
+    """What `classification` returns of a set that is not there."""
+    classes = sizes.classes or len(imagenet.wnids())
+    steps, rows = described.STEPS, config.batch_size
+    training = described.Described(rows, _leaves(config, True) | MIXING, steps, None)
+    evaluation = described.Described(config.eval_batch_size, _leaves(config, False), steps, steps)
+    names = imagenet.class_names() if classes == len(imagenet.wnids()) else tuple(map(str, range(classes)))
+    return training, evaluation, DatasetInfo(f"{config.dataset} (described)", classes, names, steps * rows, steps)
 
 
 def open_source(config: DataConfig, data_dir: str | None) -> tuple[Source, Source]:

@@ -9,9 +9,11 @@ Legend: B batch (rows over all hosts), P hosts, L tokens of a row, V tokens of t
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from flashjax.data import described
 from flashjax.data.batches import Batches, check_seed
 from flashjax.data.config import TextConfig
 from flashjax.data.packing import EvalRows, Packing, TrainRows
@@ -76,16 +78,35 @@ def language(
             the message says what to do.
     """
     check_seed(seed)
-    tokenizer = open_tokenizer(config.tokenizer, config.mask_token)
+    known = described.sizes() if data_dir is None and config.dataset != TextConfig().dataset else None
+    tokenizer: Tokenizer
+    if known is not None and known.vocab_size and config.tokenizer == TextConfig().tokenizer:
+        tokenizer = described.Vocabulary(known.vocab_size)
+    else:
+        tokenizer = open_tokenizer(config.tokenizer, config.mask_token)
     if not causal and tokenizer.mask is None:
         raise ValueError(
             f"a masked language model needs a mask token, and the tokenizer {tokenizer.name} does not say which is "
             "its: name one of its tokens with --data.mask_token, or take --data.tokenizer bytes"
         )
-    train, held_out = read_documents(config, data_dir, tokenizer)
     separate = config.documents == "separate"
-    bos = None if tokenizer.bos == tokenizer.eos and not separate else tokenizer.bos
     length, pad = config.length + causal, tokenizer.pad or 0
+    row = ((length,), np.int32)
+    leaves = {"tokens": row, "segment_ids": row} if separate else {"tokens": row}
+    eval_leaves = {"tokens": row, "segment_ids": row, "mask": ((), np.float32)}
+    if known is not None:
+        steps = described.STEPS
+        training: Any = described.Described(config.batch_size, leaves, steps, None)
+        evaluation: Any = described.Described(config.eval_batch_size, eval_leaves, steps, steps)
+        tokens = steps * config.batch_size * length
+        name = f"{config.dataset} (described)"
+        return (
+            training,
+            evaluation,
+            LanguageInfo(name, tokenizer.vocab_size, tokenizer, tokens, tokens, tokenizer.token_bytes),
+        )
+    train, held_out = read_documents(config, data_dir, tokenizer)
+    bos = None if tokenizer.bos == tokenizer.eos and not separate else tokenizer.bos
 
     def packing(documents: Documents, order: int | None) -> Packing:
         return Packing(documents, length, config.length, bos, tokenizer.eos, pad, order)
@@ -100,9 +121,6 @@ def language(
         raise ValueError(f"{held_out.name} has {eval_packing.tokens} tokens to evaluate on: hold more out")
     limit = config.eval_batches and config.eval_batches * config.eval_batch_size
     train_rows, eval_rows = TrainRows(train_packing, seed, separate), EvalRows(eval_packing, limit, separate)
-    row = ((length,), np.int32)
-    leaves = {"tokens": row, "segment_ids": row} if separate else {"tokens": row}
-    eval_leaves = {"tokens": row, "segment_ids": row, "mask": ((), np.float32)}
     sizes, eval_sizes = ("batch_size", config.batch_size), ("eval_batch_size", config.eval_batch_size)
     steps, eval_steps = train_rows.rows // config.batch_size, math.ceil(eval_rows.rows / config.eval_batch_size)
     # A row is a slice of an array: one thread makes them in time.

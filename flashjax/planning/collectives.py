@@ -5,9 +5,14 @@ They exist only after the partitioner has run: `jax.jit(step).lower(...).compile
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from flashjax.planning import hlo as texts
+from flashjax.planning.hlo import Instruction, Module
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -26,6 +31,10 @@ class Collective:
     """Devices that exchange with each other; of a permutation, the pairs."""
     executions: int
     """Times that one run of the program executes it, loops counted."""
+    group: tuple[int, ...] = ()
+    """The first group, by number in the program's order of devices; of a permutation, its first pair."""
+    op_name: str = ""
+    """What JAX says that it comes from."""
 
     @property
     def wire_bytes(self) -> float:
@@ -49,24 +58,29 @@ class Total:
     wire_bytes: float
 
 
-def collectives(hlo: str, while_iterations: int = 1) -> list[Collective]:
-    """The collectives of the text of a compiled HLO module, in the order of the text.
+def collectives(hlo: str | Module, while_iterations: int = 1) -> list[Collective]:
+    """The collectives of a compiled HLO module or of its text, in the order of the text.
 
     An asynchronous pair counts once, by its start. A loop's body counts as often as the compiler knows it to run,
     and `while_iterations` times where it does not; every branch of a conditional counts.
 
     Raises ValueError for a text without an entry computation.
     """
-    computations, entry = _computations(hlo)
-    executions = _executions(computations, entry, while_iterations)
-    devices = _devices(hlo)
+    module = texts.parse(hlo) if isinstance(hlo, str) else hlo
+    executions = module.executions(while_iterations)
     return [
         found
-        for name, lines in computations.items()
+        for name, instructions in module.computations.items()
         if name in executions
-        for line in lines
-        if (found := _collective(line, executions[name], devices))
+        for instruction in instructions
+        if (found := collective(instruction, executions[name], module.devices))
     ]
+
+
+def axes_of(group: Iterable[int], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the devices of a group differ; `mesh` has their sizes, outermost first."""
+    places = np.stack(np.unravel_index(list(group), tuple(mesh.values())), axis=1)
+    return tuple(axis for axis, column in zip(mesh, places.T, strict=True) if len(set(column)) > 1)
 
 
 def totals(found: Iterable[Collective]) -> dict[str, Total]:
@@ -85,81 +99,26 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
     }
 
 
-_HEADER = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s*->.*\{\s*$")
-_OPCODE = re.compile(rf"\s({'|'.join(KINDS)})(-start)?\(")
-_CALL = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
-_CALLS = re.compile(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Instruction lines by computation, and the name of the entry."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = None, []
-    for line in hlo.splitlines():
-        if header := _HEADER.match(line):
-            name = header[2]
-            entry = name if header[1] else entry
-            lines = computations.setdefault(name, [])
-        elif "=" in line:
-            lines.append(line)
-    if entry is None:
-        raise ValueError(
-            "no ENTRY computation: pass the text of a compiled module, jitted.lower(...).compile().as_text()"
-        )
-    return computations, entry
-
-
-def _executions(computations: dict[str, list[str]], entry: str, while_iterations: int) -> Counter[str]:
-    """How often each computation that the entry reaches is run."""
-    executions: Counter[str] = Counter()
-
-    def visit(name: str, times: int) -> None:
-        executions[name] += times
-        for line in computations.get(name, ()):
-            if " async-update(" in line or " async-done(" in line:  # the start has called already
-                continue
-            trips = _TRIPS.search(line)
-            repeats = int(trips[1]) if trips else while_iterations
-            for how, callee in _CALL.findall(line):
-                visit(callee, times * (repeats if how in ("body", "condition") else 1))
-            for callees in _CALLS.findall(line):
-                for callee in callees.split(","):
-                    visit(callee.strip().lstrip("%"), times)
-
-    visit(entry, 1)
-    return executions
-
-
-def _collective(line: str, executions: int, devices: int) -> Collective | None:
-    """What an instruction's line says, or None where it is no collective."""
-    opcode = _OPCODE.search(line)
-    if opcode is None:
+def collective(instruction: Instruction, executions: int, devices: int) -> Collective | None:
+    """What an instruction exchanges, or None where it is no collective, or the end of an asynchronous one."""
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
         return None
-    kind, start = opcode[1], opcode[2]
-    name, result = line[: opcode.start()].split("=", 1)
-    result = re.sub(r"/\*.*?\*/", "", result).strip()
+    result, start = instruction.shape, instruction.opcode != kind
     if start and kind != "all-reduce":  # (operands, results, contexts...); an all-reduce's start has results alone
         elements = _elements(result)
         result = elements[1] if len(elements) > 1 else result
-    size, group = sum(map(_bytes, _SHAPE.findall(result))), _group_size(line, devices)
+    group, members = _groups(instruction.line, devices)
+    size = texts.shape_bytes(result)
     return Collective(
         kind=kind,
-        name=name.replace("ROOT", "").strip().lstrip("%"),
+        name=instruction.name,
         bytes=size * group if kind == "reduce-scatter" else size,
         group_size=group,
         executions=executions,
+        group=members,
+        op_name=instruction.op_name,
     )
-
-
-_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
-
-
-def _bytes(shape: tuple[str, str]) -> int:
-    dtype, dims = shape
-    bits = 8 if dtype == "pred" else int(found[1]) if (found := re.match(r"[a-z]+(\d+)", dtype)) else 0
-    count = math.prod(int(dim.removeprefix("<=")) for dim in dims.split(",") if dim)
-    return math.ceil(bits * count / 8)
 
 
 def _elements(tuple_shape: str) -> list[str]:
@@ -177,22 +136,51 @@ def _elements(tuple_shape: str) -> list[str]:
     return parts
 
 
-def _group_size(line: str, devices: int) -> int:
-    """From any of the ways to write groups: pairs, lists of ids, an iota, axes of a mesh; none means all devices."""
+def _groups(line: str, devices: int) -> tuple[int, tuple[int, ...]]:
+    """(size, members of the first) of the groups, in any of the ways to write them; none means all devices.
+
+    Ways: pairs, lists of ids, an iota, axes of a mesh. Of pairs the size is their number.
+    """
     if found := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line):
-        return found[1].count("{")
+        pairs = re.findall(r"\{(\d+),(\d+)\}", found[1])
+        moved = [(int(a), int(b)) for a, b in pairs if a != b]
+        return len(pairs), moved[0] if moved else ()
     if found := re.search(r"replica_groups=\{\{([\d,\s]*)\}", line):
-        return len(found[1].split(","))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
-        return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(.*?\)\))?\s*\{([^}]*)\}", line):
-        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        # A part of an axis is written 'axis':(what lies before it)its own size.
-        named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
-        return math.prod(int(part) if part else axes[name] for name, part in named)
-    return devices
+        members = tuple(int(i) for i in found[1].split(",") if i.strip())
+        return len(members), members
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        dims = [int(n) for n in found[3].split(",")]
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if found[4]:
+            ids = ids.transpose([int(n) for n in found[4].split(",")])
+        return int(found[2]), tuple(ids.reshape(int(found[1]), int(found[2]))[0].tolist())
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)\))?\s*\{([^}]*)\}", line):
+        return _mesh_group(found[1], found[2], found[3])
+    return devices, tuple(range(devices))
 
 
-def _devices(hlo: str) -> int:
-    counts = [re.search(rf"\b{name}=(\d+)", hlo.split("\n", 1)[0]) for name in ("num_partitions", "replica_count")]
-    return math.prod(int(found[1]) for found in counts if found)
+def _mesh_group(sizes: str, order: str | None, named: str) -> tuple[int, tuple[int, ...]]:
+    """Of groups along axes of a mesh. A part of an axis is written 'axis':(what lies before it)its own size."""
+    axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
+    shape = list(axes.values())
+    taken = [(name, int(before or 1), int(part or axes[name])) for name, before, part in _PARTS.findall(named)]
+    size = math.prod(part for _, _, part in taken)
+    members = np.arange(math.prod(shape)).reshape(shape)
+    if order is not None:
+        iota = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+))?\)?", order.strip())
+        if iota is None:
+            return size, ()
+        members = members.reshape([int(n) for n in iota[1].split(",")])
+        if iota[2]:
+            members = members.transpose([int(n) for n in iota[2].split(",")])
+        members = members.reshape(shape)
+    for name, before, part in taken:
+        dim = list(axes).index(name)
+        apart = members.shape[dim] // (before * part)  # what lies behind the part
+        members = np.take(members, np.arange(part) * apart, axis=dim)
+    others = [dim for dim, name in enumerate(axes) if name not in {name for name, _, _ in taken}]
+    first = members[tuple(0 if dim in others else slice(None) for dim in range(len(shape)))]
+    return size, tuple(first.reshape(-1).tolist())
+
+
+_PARTS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flashjax.planning.collectives import Collective, collectives, totals
+from flashjax.planning.collectives import Collective, axes_of, collectives, totals
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +102,27 @@ ENTRY %main (a: f32[64]) -> f32[64] {
 def test_texts_of_accelerators():
     found = {c.name: c for c in collectives(ACCELERATOR)}
     assert found == {
-        "all-to-all.3": Collective("all-to-all", "all-to-all.3", 64, 4, 1),
-        "ags": Collective("all-gather", "ags", 256, 4, 13),
-        "ars": Collective("all-reduce", "ars", 40 + 12 + 3, 8, 1),
-        "rss": Collective("reduce-scatter", "rss", 16 * 8, 8, 1),
-        "cps": Collective("collective-permute", "cps", 7, 3, 1),
+        "all-to-all.3": Collective("all-to-all", "all-to-all.3", 64, 4, 1, (0, 1, 2, 3)),
+        "ags": Collective("all-gather", "ags", 256, 4, 13, (0, 1, 2, 3)),
+        "ars": Collective("all-reduce", "ars", 40 + 12 + 3, 8, 1, tuple(range(8))),
+        "rss": Collective("reduce-scatter", "rss", 16 * 8, 8, 1, tuple(range(8))),
+        "cps": Collective("collective-permute", "cps", 7, 3, 1, (0, 1)),
     }
     assert {c.name: c.executions for c in collectives(ACCELERATOR, while_iterations=5)}["ags"] == 17
+
+
+def test_groups_are_told_by_the_axes_that_they_cross(mesh):
+    sizes = dict(mesh.shape)
+    for axes in (("data",), ("fsdp",), ("data", "fsdp")):
+        mapped = jax.shard_map(lambda x, a=axes: jax.lax.psum(x, a), mesh=mesh, in_specs=P(), out_specs=P())
+        (found,) = collectives(hlo(mapped, jnp.ones((4, 5))))
+        assert axes_of(found.group, sizes) == axes
+    text = ACCELERATOR.replace("{{0,1,2,3},{4,5,6,7}}", "[4,2]<=[2,4]T(1,0)")
+    (found,) = (c for c in collectives(text) if c.name == "ags")
+    assert found.group == (0, 4) and axes_of(found.group, {"x": 2, "y": 4}) == ("x",)
+    text = ACCELERATOR.replace("mesh['x'=2,'y'=8], device_ids=([2,8]T(1,0)) {'x','y':(1)4}", "mesh['x'=2,'y'=4] {'y'}")
+    (found,) = (c for c in collectives(text) if c.name == "rss")
+    assert found.group == (0, 1, 2, 3)
 
 
 def test_bytes_on_the_wire_are_those_of_a_ring():

@@ -1,0 +1,201 @@
+"""Machines that are not there: 'v5e:4x4', 'gpu:h100x8' or 'cpu:256' as devices that a program can be compiled for.
+
+The package libtpu compiles for every TPU topology on any Linux machine; the CUDA plugin of JAX compiles for a GPU from
+a description of it; a CPU has as many virtual devices as are asked for.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from flashjax.planning.chips import Chip, chip
+
+FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
+GPUS = {"a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
+"""Names of GPUs, and what JAX calls them."""
+
+
+class TopologyError(ValueError):
+    """A topology that this machine cannot compile for; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices to compile for."""
+
+    name: str
+    """As it was asked for."""
+    kind: str
+    """`device_kind` of the devices."""
+    platform: str
+    """tpu, cuda or cpu."""
+    devices: Sequence[Any]
+    """For meshes; they run nothing, a CPU's apart."""
+    chip: Chip | None
+    """Figures of one device, None for an unknown kind and for a CPU."""
+
+    @functools.cached_property
+    def hbm_bytes(self) -> int | None:
+        """Memory of a device that programs can have, by the compiler's own words; None where it has no limit."""
+        if self.platform != "tpu":
+            return None if self.chip is None else self.chip.hbm_bytes
+        place = jax.sharding.SingleDeviceSharding(self.devices[0])
+        huge = jax.ShapeDtypeStruct((2**38,), jax.numpy.float32)
+        try:
+            with quiet():
+                jax.jit(lambda x: x + 1, in_shardings=place, out_shardings=place).lower(huge).compile()
+        except jax.errors.JaxRuntimeError as error:
+            return out_of_memory(str(error))[1]
+        return None
+
+
+def out_of_memory(message: str) -> tuple[int | None, int | None]:
+    """(bytes wanted, bytes there) as a TPU compiler's refusal says them; None for what it does not say."""
+    unit = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+    def size(pattern: str) -> int | None:
+        found = re.search(pattern, message)
+        return round(float(found[1]) * unit[found[2]]) if found else None
+
+    wanted = size(r"Used ([\d.]+)([KMGT]?) of") or size(r"\(([\d.]+)([KMGT]?)\) exceeds available")
+    there = size(r"Used [\d.]+[KMGT]? of ([\d.]+)([KMGT]?)") or size(r"available HBM \(([\d.]+)([KMGT]?)\)")
+    return wanted, there
+
+
+def parse(name: str) -> tuple[str, str, int]:
+    """('tpu', kind, devices or 0 where only the compiler knows), ('gpu', ...) or ('cpu', '', devices).
+
+    Raises:
+        ValueError: naming the forms that are understood.
+    """
+    family, _, size = name.partition(":")
+    if family == "cpu" and size.isdigit() and int(size) > 0:
+        return "cpu", "", int(size)
+    if family == "gpu" and (found := re.fullmatch(r"([a-z]+\d+)x(\d+)", size)) and int(found[2]) > 0:
+        if found[1] not in GPUS:
+            raise ValueError(f"unknown GPU '{found[1]}' in '{name}'; known: {', '.join(GPUS)}")
+        return "gpu", found[1], int(found[2])
+    if re.fullmatch(r"(v\d+[a-z]*|tpu\d+x?)", family) and re.fullmatch(r"\d+(x\d+){1,2}", size):
+        return "tpu", family, 0
+    raise ValueError(f"'{name}' is no topology: want {FORM}")
+
+
+def prepare(names: Sequence[str]) -> None:
+    """Makes JAX keep off the real accelerators of this machine, with the virtual CPU devices that `names` ask for.
+
+    To be called before JAX is first used.
+
+    Raises:
+        ValueError: if a name is no topology, or JAX has begun with too few CPU devices.
+    """
+    wanted = max([devices for kind, _, devices in map(parse, names) if kind == "cpu"], default=1)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    with contextlib.suppress(RuntimeError):  # JAX has begun: what it has is checked below
+        if wanted > 1:
+            jax.config.update("jax_num_cpu_devices", wanted)
+    if wanted > len(jax.devices("cpu")):
+        raise ValueError(
+            f"{wanted} virtual devices are asked for, but JAX has begun with {len(jax.devices('cpu'))}: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted}, or leave that flag out"
+        )
+
+
+def open_topology(name: str) -> Topology:
+    """The devices that a name means.
+
+    Raises:
+        ValueError: if it is no topology.
+        TopologyError: if its compiler is not installed, with how to get it; or if the compiler has no such topology.
+    """
+    family, kind, count = parse(name)
+    if family == "cpu":
+        devices = jax.devices("cpu")
+        if count > len(devices):
+            raise TopologyError(f"{name} needs {count} virtual devices, JAX has begun with {len(devices)}")
+        return Topology(name, "cpu", "cpu", devices[:count], None)
+    return _tpu(name) if family == "tpu" else _gpu(name, kind, count)
+
+
+def _tpu(name: str) -> Topology:
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError(
+            f"{name} needs the TPU compiler: pip install 'flashjax[plan]' (the package libtpu, about 200 MB, Linux). "
+            "Without it --plan cpu:N shows what needs no TPU compiler"
+        )
+    # libtpu would ask the cloud which machine it is on, and write down that there is no answer.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("TF_CPP_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(variable, value)
+    with quiet():
+        try:
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            raise TopologyError(f"the TPU compiler has no topology {name}: {str(error).splitlines()[0][:300]}") from None
+    figures = chip(devices[0].device_kind)
+    chips = math.prod(int(n) for n in name.split(":")[1].split("x"))
+    # The table counts a v4 chip as one device; the compiler, which is not told to fuse its cores, as two.
+    if figures is not None and devices[0].device_kind == "TPU v4" and len(devices) == 2 * chips:
+        figures = figures.part(0.5)
+    return Topology(name, devices[0].device_kind, "tpu", devices, figures)
+
+
+def _gpu(name: str, kind: str, count: int) -> Topology:
+    from jax.experimental import topologies
+
+    plugin = next((p for p in ("jax_cuda13_plugin", "jax_cuda12_plugin") if importlib.util.find_spec(p)), None)
+    if plugin is None:
+        raise TopologyError(
+            f"{name} is not available: it needs the CUDA compiler of JAX, pip install 'jax[cuda13]' (several GB). "
+            "Without it --plan cpu:N shows what needs no CUDA compiler"
+        )
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    try:
+        described = topologies.get_topology_desc(
+            platform="cuda", topology_name=f"1x1x{count}", target_config=target_config(kind), topology=f"1x1x{count}"
+        )
+        devices = described.devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise TopologyError(f"{name} is not available: {str(error).splitlines()[0][:300]}") from None
+    return Topology(name, GPUS[kind], "cuda", devices, chip(GPUS[kind]))
+
+
+def target_config(kind: str) -> str:
+    """What XLA's CUDA compiler has to know of a GPU, as the text that it reads."""
+    raise TopologyError(f"no description of gpu:{kind} for the CUDA compiler")
+
+
+@contextlib.contextmanager
+def quiet():
+    """Leaves out what a compiler's C++ side writes to the terminal: its notes on machines that are not there.
+
+    It goes past `sys.stderr`, so that the file behind it is exchanged. Errors are raised all the same.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
