@@ -104,9 +104,9 @@ def budget(lines: Sequence[Line]) -> str:
 
 
 CAVEATS = (
-    "Loss is in nats a token of the held-out text. Speeds are the best of the seeds. Step memory is what the compiled train step takes beside its "
-    "inputs; process peak counts Python and the compiler too. Decoding: one row, median of a few steps, by the tokens "
-    "that its cache has room for.",
+    "Loss is in nats a token of the held-out text. Speeds are the best of the seeds. Step memory is what the compiled "
+    "train step takes beside its inputs; process peak counts Python and the compiler too. Decoding: one row, median of "
+    "a few steps, by the tokens that its cache has room for.",
     "Read with care: a small budget shows what learns fast, not what is best at scale, and the options of each mixer "
     "are one choice among many.",
 )

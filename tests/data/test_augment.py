@@ -11,8 +11,8 @@ from PIL import Image
 
 from flashjax.data import AugmentConfig, DataConfig
 from flashjax.data.augment import device, randaugment
-from flashjax.data.augment.mixing import sample_box, sample_mixing
 from flashjax.data.augment.erasing import sample_boxes
+from flashjax.data.augment.mixing import sample_box, sample_mixing
 from tests.data.helpers import picture
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from flashjax.data import AugmentConfig, DataConfig
 from flashjax.data.augment import device, randaugment
-from flashjax.data.augment.mixing import sample_mixing
 from flashjax.data.augment.erasing import sample_boxes
+from flashjax.data.augment.mixing import sample_mixing
 from flashjax.data.transforms import TrainTransform, center_resize
 from tests.data.helpers import picture
 
