@@ -69,7 +69,7 @@ def rotated_dots(a: Float[Array, "s"], c: Float[Array, "s"], first: int, last: i
     half, M = a.shape[0] // 2, last - first + 1
     theta = 10000.0 ** -(np.arange(half) / half)
     few = math.isqrt(M - 1) + 1
-    u, w = (np.float64(m)[:, None] * theta for m in (first + few * np.arange(-(-M // few)), np.arange(few)))
+    u, w = (np.asarray(m, np.float64)[:, None] * theta for m in (first + few * np.arange(-(-M // few)), np.arange(few)))
     real, imaginary = a[:half] * c[:half] + a[half:] * c[half:], a[:half] * c[half:] - a[half:] * c[:half]
     cos, sin = np.cos(u).astype(np.float32), np.sin(u).astype(np.float32)
     turned = jnp.concatenate([real * cos - imaginary * sin, -real * sin - imaginary * cos], -1)
