@@ -133,8 +133,9 @@ def _tpu(name: str) -> Topology:
             f"{name} needs the TPU compiler: pip install 'flashjax[plan]' (the package libtpu, about 200 MB, Linux). "
             "Without it --plan cpu:N shows what needs no TPU compiler"
         )
-    # libtpu would ask the cloud which machine it is on, and write down that there is no answer.
+    # libtpu would ask the cloud which machine it is on, and let one process alone use it: nothing is used here.
     for variable, value in (
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
@@ -147,7 +148,8 @@ def _tpu(name: str) -> Topology:
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-            raise TopologyError(f"the TPU compiler has no topology {name}: {str(error).splitlines()[0][:300]}") from None
+            words = str(error).splitlines()[0][:300]
+            raise TopologyError(f"the TPU compiler has no topology {name}: {words}") from None
     figures = chip(devices[0].device_kind)
     chips = math.prod(int(n) for n in name.split(":")[1].split("x"))
     # The table counts a v4 chip as one device; the compiler, which is not told to fuse its cores, as two.
