@@ -10,8 +10,8 @@ positions where the mixer takes them (cosformer, linformer and nystromformer do 
 embeddings); their options give each about the same number of keys to look at. `flash`, `flash_quad` and `gau` are
 models of their own (two units for one block).
 
-``demo`` takes half a minute a model on two cores, a quarter of an hour in all. ``wiki40b`` and ``pg19`` have the budget
-of the FLASH paper's causal language models at base size (context 8,192, 125 thousand steps of 2^18 tokens); they are not
+``demo`` takes half a minute a model on two cores, a quarter of an hour in all. ``wiki40b`` and ``pg19`` have the
+budget of the FLASH paper's causal language models at base size (context 8,192, 125 thousand steps of 2^18 tokens); they are not
 run here.
 """
 
