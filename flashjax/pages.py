@@ -1,8 +1,11 @@
 """HTML pages that need nothing beside them: reports of runs, layouts, figures."""
 
+import base64
+import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 
 def write_page(path: str | Path, title: str, style: str, parts: Sequence[str]) -> Path:
@@ -26,3 +29,12 @@ def write_page(path: str | Path, title: str, style: str, parts: Sequence[str]) -
     new.write_text(page, encoding="utf-8")
     new.replace(path)
     return path
+
+
+def png_source(image: Any) -> str:
+    """What an `img` takes as its `src`: the pixels themselves, uint8 [H W 1 or 3]. Needs Pillow."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,7 +1,5 @@
 """The page at the end of a run: curves, predictions, texts and a summary in one file that needs nothing else."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from flashjax.drawing import STYLE, line_chart
-from flashjax.pages import write_page
+from flashjax.pages import png_source, write_page
 
 Prediction = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 """Image uint8 [H, W, 1 or 3]; its true name; (name, probability) of the likeliest classes, falling."""
@@ -118,9 +115,7 @@ def _card(prediction: Prediction) -> str:
 def _png(image: np.ndarray) -> str:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(f"a prediction's image must be uint8 [H, W, 1 or 3]; it is {image.dtype} {image.shape}")
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return png_source(image)
 
 
 _STYLE = f"""{STYLE}

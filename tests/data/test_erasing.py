@@ -106,8 +106,7 @@ def test_host_and_device_agree_under_the_same_draws(fill, noise, channels):
         draws = erasing.draw(RNG(1), images.shape)
         device, host = np.asarray(apply(erasing, images, draws)), erasing.apply(images, draws)
         assert device.dtype == host.dtype == images.dtype
-        # Integers are the same; the tails of a normal differ by what two inverses of the error function differ.
-        np.testing.assert_allclose(device, host, rtol=0, atol=3e-5 if noise == "normal" else 1e-6)
+        np.testing.assert_allclose(device, host, rtol=0, atol=0 if images.dtype == np.uint8 else 2e-6)
         changed = (host != images).any(-1).any((1, 2))
         assert (changed == (draws.boxes[..., 2] > 0).any(-1)).all() and changed.any() and not changed.all()
         one = erasing.apply(images[2], Erasing(*(array[2] for array in draws)))
@@ -159,6 +158,21 @@ def test_noise_is_uniform_and_fresh():
     assert (erasing.apply(images, draws) == erasing.apply(images, draws)).all() and (
         again != erasing.apply(images, draws)
     ).any()
+
+
+def test_normal_noise_is_normal():
+    images = np.zeros((4, 200, 200, 3), np.float32)
+    boxes = np.tile(np.array([[[0, 0, 200, 200]]], np.int32), (4, 1, 1))
+    key = RNG(0).integers(0, 2**32, (4, 1, 2), dtype=np.uint32)
+    noise = RandomErasing(noise="normal").apply(images, Erasing(boxes, key)).astype(np.float64)
+    error = noise.size**-0.5
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
+        assert abs((noise**power).mean() - moment) < 4 * spread**0.5 * error, power
+    assert 4.3 < abs(noise).max() < 5
+    for axis in range(4):
+        one, other = (noise.take(range(start, noise.shape[axis] - 1 + start), axis) for start in (0, 1))
+        assert abs((one * other).mean()) < 4 * one.size**-0.5
+        assert abs(((one**2 - 1) * (other**2 - 1)).mean()) < 8 * one.size**-0.5
 
 
 def test_objects_are_erased_inside_their_boxes():

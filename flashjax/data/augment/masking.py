@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flashjax.data.augment import draws as common
@@ -106,8 +107,14 @@ class HideAndSeek(Augmentation):
             xp.minimum(xp.arange(size, dtype=xp.int32) // side, cells - 1)
             for size, cells in zip(images.shape[-3:-1], draws.hidden.shape[-2:], strict=True)
         )
-        hidden = xp.take_along_axis(draws.hidden, row[..., None], -2)
-        hidden = xp.take_along_axis(hidden, column[..., None, :], -1)
+        if xp is np:
+            hidden = np.take_along_axis(np.take_along_axis(draws.hidden, row[..., None], -2), column[..., None, :], -1)
+        else:  # a look-up by two products of zeros and ones, which devices do faster than gathers
+            rows, columns = (
+                jax.nn.one_hot(index, cells)
+                for index, cells in zip((row, column), draws.hidden.shape[-2:], strict=True)
+            )
+            hidden = jnp.einsum("...hg,...gk,...wk->...hw", rows, draws.hidden.astype(jnp.float32), columns) > 0.5
         return common.hide(images, hidden & (draws.size > 0)[..., None, None], self.value)
 
 

@@ -1,0 +1,167 @@
+"""Images/s of the device batch transforms: flashjax under `jit` against torchvision's v2 and timm.
+
+    python -m benchmarks.augment [--json FILE] [--rounds 15] [--sizes 32x128 224x64] [--cores 1]      (extra: parity)
+
+Batches of normalised float32 images (side x images) in memory, in each library's layout: [B H W C] here, [B C H W]
+there. Erasing draws for each image by itself: torchvision's transform is called image by image (`inplace=True`, its
+fastest), timm's takes the batch. Mixing draws once for a batch in all of them. Both sides may overwrite their batch:
+ours is donated. Draws are part of the time on both sides. Cutout is torchvision's erasing pinned to a square of the
+same size; GridMask and Hide-and-Seek have no peer there. Contenders take turns; a ratio is the median over rounds of
+the peer's time by ours: above 1, flashjax is ahead. Both libraries are pinned to `--cores`.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import timm
+import torch
+import torchvision
+from timm.data.mixup import Mixup
+from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import v2
+
+from benchmarks.turns import median_ratio, take_turns
+from flashjax import drawing
+from flashjax.data import augment
+
+CLASSES = 1000
+Step = Callable[[], Any]
+
+
+class Ours:
+    """One augmentation over a batch that stays on the device, each call with a key of its own."""
+
+    def __init__(self, made: Any, images: np.ndarray, labels: np.ndarray | None):
+        self.images, self.labels, self.count = jax.device_put(images), jax.device_put(labels), 0
+        self.step = jax.jit(functools.partial(_step, made), donate_argnums=1)
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.images, *_ = self.step(self.count, self.images, self.labels)
+        self.images.block_until_ready()
+
+
+def _step(made: Any, count: Any, images: jax.Array, labels: Any) -> tuple[jax.Array, ...]:
+    key = jax.random.fold_in(jax.random.key(0), count)
+    return (made(key, images),) if labels is None else made(key, images, jax.nn.one_hot(labels, CLASSES))
+
+
+def each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Step:
+    """Image by image, as torchvision draws once for whatever it is given."""
+
+    def step() -> None:
+        for image in images:
+            transform(image)
+
+    return step
+
+
+def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
+    """What is measured: name -> contender -> one batch. The first contender of each is ours."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((rows, side, side, 3), np.float32)
+    labels = rng.integers(0, CLASSES, rows)
+    theirs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    targets = torch.from_numpy(labels)
+
+    def ours(name: str, preset: str | None = None, mixes: bool = False, **fields: Any) -> dict[str, Step]:
+        return {"flashjax": Ours(augment.create(name, preset, **fields), images, labels if mixes else None)}
+
+    def vision(**fields: Any) -> Step:
+        return each(v2.RandomErasing(inplace=True, **fields), theirs.clone())
+
+    def pytorch_timm(mode: str) -> Step:
+        batch = theirs.clone()
+        erasing = RandomErasing(0.5, mode=mode, device="cpu")
+        return lambda: erasing(batch)
+
+    def timm_mix(**alphas: float) -> Step:
+        batch, mixing = theirs.clone(), Mixup(**alphas, num_classes=CLASSES, label_smoothing=0.0)
+        return lambda: mixing(batch, targets)
+
+    length = side // 2
+    share = length**2 / side**2
+    return {
+        "random erasing, constant": ours("random_erasing", "torchvision")
+        | {"torchvision": vision(), "timm": pytorch_timm("const")},
+        "random erasing, N(0, 1) pixels": ours("random_erasing", "torchvision", fill="pixel")
+        | {"torchvision": vision(value="random"), "timm": pytorch_timm("pixel")},
+        "random erasing, random bytes": ours("random_erasing", "paper", std=(0.25,)),
+        "cutout": ours("cutout", length=length)
+        | {"torchvision": vision(p=1.0, scale=(share, share), ratio=(1.0, 1.0))},
+        "mixup": ours("mixup", "torchvision", mixes=True)
+        | {
+            "torchvision": functools.partial(v2.MixUp(num_classes=CLASSES), theirs, targets),
+            "timm": timm_mix(mixup_alpha=1.0),
+        },
+        "cutmix": ours("cutmix", "torchvision", mixes=True)
+        | {
+            "torchvision": functools.partial(v2.CutMix(num_classes=CLASSES), theirs, targets),
+            "timm": timm_mix(mixup_alpha=0.0, cutmix_alpha=1.0),
+        },
+        "grid mask": ours("grid_mask", period=(side * 3 // 7, side)),
+        "hide and seek": ours("hide_and_seek", grids=(0, side // 14, side // 7, side // 5, side // 4)),
+    }
+
+
+def measure(side: int, rows: int, rounds: int) -> list[dict[str, Any]]:
+    """One record for each augmentation: images/s of each contender, and the peers' ratios."""
+    records = []
+    for name, steps in contenders(side, rows).items():
+        times = take_turns(steps, rounds)
+        rates = {who: rows / statistics.median(spent) for who, spent in times.items()}
+        ratios = {who: median_ratio(spent, times["flashjax"]) for who, spent in times.items() if who != "flashjax"}
+        records.append({"augmentation": name, "side": side, "images": rows, "images_per_s": rates, "ratio": ratios})
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender")
+    parser.add_argument("--sizes", nargs="+", default=["32x128", "224x64"], help="side x images of the batches")
+    parser.add_argument("--cores", type=int, default=1, help="cores of this process")
+    args = parser.parse_args()
+    # Before the first computation, at which the libraries count the cores and start their threads.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    torch.set_num_threads(args.cores)
+    records = []
+    for size in args.sizes:
+        side, rows = (int(part) for part in size.split("x"))
+        made = measure(side, rows, args.rounds)
+        records += made
+        heads = ("augmentation", "flashjax, images/s", "against torchvision", "against timm")
+        show = lambda ratio: f"{ratio:.2f}x" if ratio else "-"  # noqa: E731
+        table = [
+            (
+                record["augmentation"],
+                f"{record['images_per_s']['flashjax']:,.0f}",
+                show(record["ratio"].get("torchvision")),
+                show(record["ratio"].get("timm")),
+            )
+            for record in made
+        ]
+        print(f"\n{rows} images of {side} x {side}\n{drawing.text_table(heads, table)}", flush=True)
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__,
+                     "timm": timm.__version__},
+    }  # fmt: skip
+    print(f"\n{about}")
+    if args.json:
+        args.json.write_text(json.dumps({**about, "rounds": args.rounds, "records": records}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
