@@ -11,8 +11,8 @@ embeddings); their options give each about the same number of keys to look at. `
 models of their own (two units for one block).
 
 ``demo`` takes half a minute a model on two cores, a quarter of an hour in all. ``wiki40b`` and ``pg19`` have the
-budget of the FLASH paper's causal language models at base size (context 8,192, 125 thousand steps of 2^18 tokens); they are not
-run here.
+budget of the FLASH paper's causal language models at base size (context 8,192, 125 thousand steps of 2^18 tokens); they
+are not run here.
 """
 
 from dataclasses import dataclass, field, replace
