@@ -32,7 +32,8 @@ def parse(
     run, the flags that made it (config.json in the workdir) come first.
 
     Every field of the preset's dataclass tree is a flag, ``--data.batch_size 64``; ``--help`` shows the preset's own
-    values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2.
+    values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2. With
+    ``--plan`` the plan of the launcher ``program`` is shown, and the process ends.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on its own options
     args = list(sys.argv[1:] if args is None else args)
@@ -46,7 +47,7 @@ def parse(
     if name != next(iter(presets)):
         default = dataclasses.replace(default, data_dir=data_dir)  # type: ignore[type-var]
     with friendly_errors():
-        return tyro.cli(
+        config = tyro.cli(
             type(default),
             prog=f"python -m {program}",
             description=f"{_paragraphs(description)}\n\nPresets: {', '.join(presets)}. "
@@ -56,6 +57,11 @@ def parse(
             use_underscores=True,
             config=(tyro.conf.AvoidSubcommands,),
         )
+        if getattr(config, "plan", None):
+            from flashjax.planning.__main__ import show  # which stands on the trainer, as the launcher does
+
+            raise SystemExit(show(program, config))
+        return config
 
 
 def _paragraphs(text: str | None) -> str:

@@ -8,7 +8,7 @@ from these counts is of the hardware, not of the model, wherever something is re
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,8 +43,18 @@ def flops_by_primitive(
     foreign calls hide are not counted.
     """
     closed = jax.make_jaxpr(fn)(*args)
-    counts = _count(closed.jaxpr, elementwise, while_iterations)
+    counts = flops_by(closed, lambda equation, stack: equation.primitive.name, elementwise, while_iterations)
     return {name: count for name, count in counts.most_common() if count}
+
+
+def flops_by(
+    closed: core.ClosedJaxpr, key: "Key", elementwise: bool = False, while_iterations: int = 1
+) -> Counter[Any]:
+    """FLOPs as `flops_by_primitive` counts them, by what `key` makes of an equation and its stack of names.
+
+    The stack is the equation's own under those of the equations that hold it, '/'-joined.
+    """
+    return _count(closed.jaxpr, key, "", elementwise, while_iterations)
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, elementwise: bool = False, while_iterations: int = 1) -> int:
@@ -52,30 +62,34 @@ def count_flops(fn: Callable[..., Any], *args: Any, elementwise: bool = False, w
     return sum(flops_by_primitive(fn, *args, elementwise=elementwise, while_iterations=while_iterations).values())
 
 
-def _count(jaxpr: core.Jaxpr, elementwise: bool, while_iterations: int) -> Counter[str]:
-    def inner(body: core.Jaxpr | core.ClosedJaxpr) -> Counter[str]:
-        open_body = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
-        return _count(open_body, elementwise, while_iterations)
+Key = Callable[[core.JaxprEqn, str], Any]
 
-    total: Counter[str] = Counter()
+
+def _count(jaxpr: core.Jaxpr, key: Key, above: str, elementwise: bool, while_iterations: int) -> Counter[Any]:
+    total: Counter[Any] = Counter()
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
+        name, params, stack = equation.primitive.name, equation.params, stack_of(equation, above)
+
+        def inner(body: core.Jaxpr | core.ClosedJaxpr, stack: str = stack) -> Counter[Any]:
+            open_body = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+            return _count(open_body, key, stack, elementwise, while_iterations)
+
         if name == "dot_general":
-            total[name] += _dot_general(equation)
+            total[key(equation, stack)] += _dot_general(equation)
         elif name == "conv_general_dilated":
-            total[name] += _convolution(equation)
+            total[key(equation, stack)] += _convolution(equation)
         elif name == "cond":
             total += max((inner(branch) for branch in params["branches"]), key=lambda c: c.total(), default=Counter())
         elif name == "while":
             total += _times(inner(params["cond_jaxpr"]) + inner(params["body_jaxpr"]), while_iterations)
-        elif bodies := _bodies(params):
+        elif bodies := bodies_of(equation):
             # Derivative rules of custom_jvp and custom_vjp are held as functions: the one jaxpr is the primal's.
             for body in bodies:
-                total += _times(inner(body), _repeats(name, params))
+                total += _times(inner(body), repeats(equation))
         elif elementwise and name in ELEMENTWISE:
-            total[name] += sum(math.prod(_shape(out)) for out in equation.outvars)
+            total[key(equation, stack)] += sum(math.prod(_shape(out)) for out in equation.outvars)
         elif elementwise and name in REDUCTIONS:
-            total[name] += math.prod(_shape(equation.invars[0]))
+            total[key(equation, stack)] += math.prod(_shape(equation.invars[0]))
     return total
 
 
@@ -98,8 +112,15 @@ def _convolution(equation: core.JaxprEqn) -> int:
     return 2 * math.prod(_shape(equation.outvars[0])) * taps // math.prod(equation.params["lhs_dilation"])
 
 
-def _repeats(name: str, params: Mapping[str, Any]) -> int:
-    """How often an equation runs the jaxpr that it holds."""
+def stack_of(equation: core.JaxprEqn, above: str = "") -> str:
+    """The '/'-joined names under which an equation was traced, below those of the equation that holds it."""
+    own = str(equation.source_info.name_stack)
+    return f"{above}/{own}" if above and own else above or own
+
+
+def repeats(equation: core.JaxprEqn) -> int:
+    """How often an equation runs the jaxpr that it holds; a while loop, whose length is unknown, once."""
+    name, params = equation.primitive.name, equation.params
     if name == "scan":
         return params["length"]
     if name == "shard_map":  # its body sees one device's shard
@@ -114,10 +135,13 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _bodies(params: Mapping[str, Any]) -> list[core.Jaxpr | core.ClosedJaxpr]:
-    values = [item for value in params.values() for item in (value if isinstance(value, tuple | list) else (value,))]
+def bodies_of(equation: core.JaxprEqn) -> list[core.Jaxpr | core.ClosedJaxpr]:
+    """The jaxprs that an equation holds."""
+    values = [
+        item for value in equation.params.values() for item in (value if isinstance(value, tuple | list) else (value,))
+    ]
     return [value for value in values if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
 
 
-def _times(counts: Counter[str], factor: int) -> Counter[str]:
+def _times(counts: Counter[Any], factor: int) -> Counter[Any]:
     return Counter({name: count * factor for name, count in counts.items()})

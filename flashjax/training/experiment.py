@@ -118,6 +118,15 @@ class RunConfig:
     """The step to repeat in --mode replay; default: the first that was kept."""
     dry_run: bool = False
     """Print the parameter table (path, shape, dtype, sharding, bytes a device) and exit."""
+    plan: str | None = None
+    """Show what a train step takes on machines that are not there (memory, time, collectives), and exit: v5e:4x4,
+    gpu:h100x8, cpu:256; several with commas. Needs pip install 'flashjax[plan]' for TPUs. See docs/plan.md."""
+    search: bool = False
+    """With --plan: find the largest batch of each remat policy by compiling, not by an estimate; takes minutes."""
+    save: str | None = None
+    """With --plan of one topology: write the compiled step to this file."""
+    compiled: str | None = None
+    """Use the compiled step in this file, which --save has made, and refuse it if it is of another program."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -82,7 +82,7 @@ def fit(experiment: Experiment, watchdog: Watchdog | None = None) -> Result:
 
 
 def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watchdog: Watchdog) -> Result:
-    config, data = experiment.config, experiment.train_data
+    config = experiment.config
     program = Program(experiment)
     checkpoints = Checkpoints(run.checkpoints, config.checkpoint)
     resumed = checkpoints.latest()
@@ -106,8 +106,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
     writer = make_writers(config.train.writers, run.path, step if resumed is not None else None, config)
 
     started = time.perf_counter()
-    spec = program.abstract_batch(data.spec)
-    train_step = program.train_step.lower(program.abstract_state, spec).compile()
+    train_step = program.compile_step()
     compile_time = time.perf_counter() - started
     writer.write(step, {"compile_time": compile_time})
 

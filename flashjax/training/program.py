@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flashjax.planning.flops import count_flops
-from flashjax.training import nonfinite
+from flashjax.training import executables, nonfinite
 from flashjax.training.checkpoints import CheckpointError, Checkpoints
 from flashjax.training.experiment import Batch, Experiment, Pipeline
 from flashjax.training.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh
@@ -105,6 +105,19 @@ class Program:
                 name: jax.make_array_from_process_local_data(self.batch_sharding, rows, spec[name].shape)
                 for name, rows in batch.items()
             }
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """The train step as the compiler gets it."""
+        return self.train_step.lower(self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
+
+    def compile_step(self) -> jax.stages.Compiled:
+        """The train step, compiled; or the one in the file that ``--compiled`` names.
+
+        Raises:
+            ValueError: if that is of another program.
+        """
+        lowered, file = self.lower_step(), self.experiment.config.compiled
+        return executables.load(file, lowered, self.mesh) if file else lowered.compile()
 
     def flops(self) -> int:
         """FLOPs of one train step, all devices together, counted from its jaxpr."""

@@ -111,26 +111,28 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         data_key, model_key = step_rngs(seed, state.step)
-        prepared = objective.prepare(batch, data_key)
+        with jax.named_scope("prepare"):
+            prepared = objective.prepare(batch, data_key)
         loss, metrics, collections, grads = gradients(state, prepared, model_key)
-        grad_norm = optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        apply = finite & ~state.halted
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            collections=collections,
-            opt_state=opt_state,
-            ema=ema,
-            halted=jnp.zeros((), bool),
-        )
-        old = state.replace(halted=jnp.ones((), bool))
-        new = jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.global_norm(grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if ema_decay is not None:
+                ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            apply = finite & ~state.halted
+            new = TrainState(
+                step=state.step + 1,
+                params=params,
+                collections=collections,
+                opt_state=opt_state,
+                ema=ema,
+                halted=jnp.zeros((), bool),
+            )
+            old = state.replace(halted=jnp.ones((), bool))
+            new = jax.tree.map(lambda n, o: jnp.where(apply, n, o), new, old)
         return new, {**metrics, "loss": loss, "grad_norm": grad_norm, "finite": finite, "applied": apply}
 
     return train_step

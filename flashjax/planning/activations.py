@@ -1,0 +1,69 @@
+"""What the backward pass keeps of the forward pass, read from a step's jaxpr before any compiler touches it.
+
+A value counts that an equation of the forward pass makes and one of the backward pass (or of what is recomputed there)
+reads. Reshaped, transposed, broadcast and converted forms of one value count once, in the smallest form. A compiler
+keeps fewer, where it computes cheap ones again, or more, where it copies: an estimate.
+"""
+
+import math
+from collections import Counter, defaultdict
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from flashjax.planning.flops import bodies_of, stack_of
+from flashjax.planning.modules import place
+
+_FORMS = frozenset(
+    {"reshape", "squeeze", "expand_dims", "transpose", "copy", "convert_element_type", "broadcast_in_dim"}
+)
+
+
+def kept(closed: core.ClosedJaxpr) -> Counter[str]:
+    """Bytes by module, on all devices together, of a step that holds both passes. A scan's are those of all its turns.
+
+    Micro-batches count once: they come one after the other.
+    """
+    return _kept(closed.jaxpr, "")
+
+
+def _kept(jaxpr: core.Jaxpr, above: str) -> Counter[str]:
+    made: dict[core.Var, str] = {}
+    source: dict[core.Var, core.Var] = {}
+    forms: dict[core.Var, list[core.Var]] = defaultdict(list)
+    inner: Counter[str] = Counter()
+
+    def root(variable: core.Var) -> core.Var:
+        while variable in source:
+            variable = source[variable]
+        return variable
+
+    for equation in jaxpr.eqns:
+        stack = stack_of(equation, above)
+        module, part = place(stack)
+        variables = [v for v in equation.invars if isinstance(v, core.Var)]
+        if part == "forward":
+            for out in equation.outvars:
+                made[out] = module
+            if equation.primitive.name in _FORMS and variables and variables[0] in made:
+                source[equation.outvars[0]] = variables[0]
+        elif part != "other":
+            for variable in variables:
+                if variable in made:
+                    forms[root(variable)].append(variable)
+        if part == "other":  # both passes may stand inside: micro-batches, jit
+            for body in bodies_of(equation):
+                inner |= _kept(body.jaxpr if isinstance(body, core.ClosedJaxpr) else body, stack)
+    for first, variables in forms.items():
+        inner[made[first]] += min(_bytes(v) for v in variables)
+    return inner
+
+
+def _bytes(variable: core.Var) -> int:
+    aval = variable.aval
+    if not hasattr(aval, "shape"):
+        return 0
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys
+        return 16 * math.prod(aval.shape)
+    return np.dtype(aval.dtype).itemsize * math.prod(aval.shape)

@@ -1,0 +1,151 @@
+"""A program compiled for devices that need not be there, and kept: the same program is never compiled twice.
+
+What is kept is what a plan reads, the text of the program and the compiler's analysis of its memory, in
+`$FLASHJAX_PLAN_CACHE` (default: ~/.cache/flashjax/plan), under a digest of the program, source lines among it, and of
+the versions of the compilers.
+"""
+
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flashjax.planning import hlo
+from flashjax.planning.topology import Topology, out_of_memory, quiet
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device, by the compiler's analysis."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Of the outputs, those that take the place of donated arguments."""
+    temporaries: int
+    program: int
+    """Code."""
+
+    @property
+    def peak(self) -> int:
+        """All of it at once."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.program
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a plan reads of a compiled program."""
+
+    text: str = field(repr=False)
+    memory: Memory | None
+    """None where the backend does not say."""
+    seconds: float
+    """That compiling took, when it was done."""
+    kept: bool
+    """From the cache."""
+    executable: Any = field(default=None, repr=False)
+    """`jax.stages.Compiled`, unless from the cache."""
+
+    @functools.cached_property
+    def module(self) -> hlo.Module:
+        return hlo.parse(self.text)
+
+
+class OutOfMemoryError(ValueError):
+    """The compiler finds no room on the device."""
+
+    def __init__(self, wanted: int | None, there: int | None):
+        super().__init__(f"the program wants {wanted} bytes of a device that has {there}")
+        self.wanted, self.there = wanted, there
+        """Bytes, None where the compiler does not say."""
+
+
+def cache_directory() -> Path:
+    """Where compiled programs are kept."""
+    return Path(os.environ.get("FLASHJAX_PLAN_CACHE") or Path.home() / ".cache" / "flashjax" / "plan")
+
+
+def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = True) -> Compiled:
+    """Compiles a program that was lowered for devices of `topology`.
+
+    Raises:
+        OutOfMemoryError: if it does not fit a device.
+    """
+    where = cache_directory() / _digest(lowered, topology)
+    if cache and (where / "facts.json").is_file():
+        facts = json.loads((where / "facts.json").read_text())
+        if "wanted" in facts:
+            raise OutOfMemoryError(facts["wanted"], facts["there"])
+        text = gzip.decompress((where / "program.hlo.gz").read_bytes()).decode()
+        return Compiled(text, Memory(**facts["memory"]) if facts["memory"] else None, facts["seconds"], True)
+    begun = time.perf_counter()
+    try:
+        with quiet():
+            executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        wanted, there = out_of_memory(str(error))
+        if cache:
+            _keep(where, {"wanted": wanted, "there": there})
+        raise OutOfMemoryError(wanted, there) from None
+    seconds, text = time.perf_counter() - begun, executable.as_text() or ""
+    memory = _memory(executable)
+    if cache:
+        facts = {"memory": asdict(memory) if memory else None, "seconds": seconds, "topology": topology.name}
+        _keep(where, facts, gzip.compress(text.encode(), 3))
+    return Compiled(text, memory, seconds, False, executable)
+
+
+def _memory(executable: jax.stages.Compiled) -> Memory | None:
+    found = executable.memory_analysis()
+    if found is None:
+        return None
+    return Memory(
+        arguments=int(found.argument_size_in_bytes),
+        outputs=int(found.output_size_in_bytes),
+        aliased=int(found.alias_size_in_bytes),
+        temporaries=int(found.temp_size_in_bytes),
+        program=int(found.generated_code_size_in_bytes),
+    )
+
+
+def _keep(where: Path, facts: dict[str, Any], program: bytes | None = None) -> None:
+    where.mkdir(parents=True, exist_ok=True)
+    if program is not None:
+        (where / "program.hlo.gz").write_bytes(program)
+    new = where / ".facts.json.new"
+    new.write_text(json.dumps(facts))
+    new.replace(where / "facts.json")  # the last: what is half written is not found
+
+
+def compilers() -> dict[str, str]:
+    """Versions of what compiles."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
+    text = lowered.as_text(debug_info=True)
+    places = [
+        topology.name,
+        topology.kind,
+        len(topology.devices),
+        compilers(),
+        os.environ.get("LIBTPU_INIT_ARGS"),
+        os.environ.get("XLA_FLAGS"),
+    ]
+    return hashlib.sha256(f"{places}\n{text}".encode()).hexdigest()[:32]

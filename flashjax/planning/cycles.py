@@ -1,0 +1,187 @@
+"""What the TPU compiler thinks that each instruction costs: its own estimates of cycles, along the schedule.
+
+The compiler writes `estimated_cycles` into the text of a program. They are an estimate of an instruction alone on a
+core, made to choose among fusions and tilings: not a measurement, and what it makes none for (collectives, Pallas
+kernels, scalars) is listed apart and is not free. Instructions of a computation follow each other; a loop's are counted
+as often as it runs, of a conditional the dearest branch counts.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from flashjax.planning.collectives import KINDS as COLLECTIVES
+from flashjax.planning.hlo import Instruction, Module, shape_bytes
+from flashjax.planning.modules import Place, place_in_hlo
+
+KINDS = ("matmul", "copy", "reduction", "gather and scatter", "elementwise", "collective", "custom call", "other")
+"""What an instruction mainly does; a `copy` changes place or order: copies, transpositions, slices, padding."""
+
+_MATMUL = frozenset({"convolution", "dot", "ragged-dot"})
+_REDUCTION = frozenset({"reduce", "reduce-window", "select-and-scatter", "sort", "topk"})
+_INDEXED = frozenset({"gather", "scatter"})
+_COPY = frozenset(
+    {"copy", "transpose", "reshape", "slice", "concatenate", "pad", "reverse", "dynamic-slice", "dynamic-update-slice"}
+)
+_NOTHING = frozenset(
+    {"bitcast", "parameter", "constant", "tuple", "get-tuple-element", "broadcast", "iota", "convert", "fusion"}
+)
+_FREE = _NOTHING - {"fusion", "broadcast", "iota", "convert"} | {
+    *("after-all", "partition-id", "replica-id", "opt-barrier", "while", "conditional", "call"),
+}
+_ALLOCATE = 'custom_call_target="AllocateBuffer"'
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One instruction of the schedule, all its executions."""
+
+    name: str
+    opcode: str
+    kind: str
+    """One of `KINDS`."""
+    cycles: int | None
+    """Estimated, of one execution; None where the compiler makes no estimate."""
+    executions: int
+    place: Place
+    source: str
+    """'swin.py:183' of the innermost line of this project, or of the innermost; '' where the text has none."""
+    bytes: int
+    """Of its result."""
+    shape: str
+    traffic: int
+    """Bytes that one execution reads from and writes to the device's main memory, operands whole, without padding."""
+    overlapped: bool
+    """Runs beside others: the compiler starts it and waits for it later."""
+    target: str = ""
+    """Of a custom call."""
+
+    @property
+    def total(self) -> int:
+        """Cycles of all executions, 0 without an estimate."""
+        return (self.cycles or 0) * self.executions
+
+
+def costs(module: Module, root: str | Path = "", while_iterations: int = 1) -> list[Cost]:
+    """What the instructions of a program's schedule cost, in the order of the schedule; inner ones of fusions are part
+    of theirs. `root` is the directory whose lines are preferred as sources."""
+    found: list[Cost] = []
+
+    def visit(name: str, times: int) -> list[Cost]:
+        made, by_name = [], {i.name: i for i in module.computations.get(name, ())}
+        for instruction in by_name.values():
+            callees = instruction.calls
+            if instruction.opcode == "while":
+                trips = module.trips(name, instruction)
+                turns = times * (while_iterations if trips is None else trips)
+                for how, callee in callees:
+                    if how in ("body", "condition"):
+                        made += visit(callee, turns)
+            elif instruction.opcode == "conditional":
+                branches = [visit(callee, times) for _, callee in callees]
+                made += max(branches, key=lambda costs: sum(c.total for c in costs), default=[])
+            elif instruction.opcode == "call":
+                for _, callee in callees:
+                    made += visit(callee, times)
+            elif cost := _cost(module, instruction, by_name, times, str(root)):
+                made.append(cost)
+        return made
+
+    found += visit(module.entry, 1)
+    return found
+
+
+def _cost(
+    module: Module, instruction: Instruction, by_name: Mapping[str, Instruction], times: int, root: str
+) -> Cost | None:
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done") or _ALLOCATE in instruction.line:
+        return None
+    return Cost(
+        name=instruction.name,
+        opcode=instruction.opcode,
+        kind=kind_of(module, instruction),
+        cycles=instruction.cycles,
+        executions=times,
+        place=place_in_hlo(instruction.op_name),
+        source=_source(module.source(instruction), root),
+        bytes=instruction.bytes,
+        shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
+        traffic=_traffic(instruction, by_name),
+        overlapped=instruction.opcode.endswith("-start"),
+        target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
+    )
+
+
+_ARRAY = re.compile(r"[a-z]+\d*\w*\[[^\]]*\](?:\{[^}]*\})?")
+_ELSEWHERE = re.compile(r"S\([1-9]\d*\)")  # a memory space other than 0, which is the main memory
+
+
+def _traffic(instruction: Instruction, by_name: Mapping[str, Instruction]) -> int:
+    def main(shape: str) -> int:
+        return sum(shape_bytes(array) for array in _ARRAY.findall(shape) if not _ELSEWHERE.search(array))
+
+    base = instruction.opcode.removesuffix("-start")
+    if base == "copy" and base != instruction.opcode:  # (to, from, context)
+        return main(instruction.shape)
+    operands = [by_name[name].shape for name in instruction.operands if name in by_name]
+    if base in ("slice", "dynamic-slice", "gather"):  # a part of what they read
+        arrays = _ARRAY.findall(instruction.shape)
+        part = min((shape_bytes(a) for a in arrays if shape_bytes(a) > 8), default=0)
+        return part * sum(1 for shape in (arrays[-1] if arrays else "", operands[0] if operands else "") if main(shape))
+    return main(instruction.shape) + sum(map(main, operands))
+
+
+def kind_of(module: Module, instruction: Instruction) -> str:
+    """One of `KINDS`: of a fusion, by what is in it."""
+    inside = set(_inside(module, instruction))
+    base = instruction.opcode.removesuffix("-start")
+    if base in COLLECTIVES or inside & set(COLLECTIVES):
+        return "collective"
+    if base == "custom-call":
+        return "custom call"
+    if inside & _MATMUL:
+        return "matmul"
+    if inside & _INDEXED:
+        return "gather and scatter"
+    if inside & _REDUCTION:
+        return "reduction"
+    rest = inside - _NOTHING
+    if rest and rest <= _COPY | {"copy-start", "slice-start", "dynamic-slice-start", "async-start"}:
+        return "copy"
+    return "elementwise" if rest or "convert" in inside or "broadcast" in inside else "other"
+
+
+def _inside(module: Module, instruction: Instruction) -> Iterable[str]:
+    """The opcodes of an instruction and of what it calls, functions of reductions left out."""
+    yield instruction.opcode
+    for how, callee in instruction.calls:
+        if how in ("calls", "called_computations"):
+            for inner in module.computations.get(callee, ()):
+                yield from _inside(module, inner)
+
+
+def _source(lines: list[tuple[str, int]], root: str) -> str:
+    own = next(((file, line) for file, line in lines if root and file.startswith(root)), None)
+    file, line = own or next(iter(lines), ("", 0))
+    short = file.removeprefix(root).lstrip("/") if own else Path(file).name
+    return f"{short}:{line}" if file else ""
+
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+
+
+def by(costs: Iterable[Cost], key: Callable[[Cost], KeyT]) -> Counter[KeyT]:
+    """Cycles in all, overlapped ones left out, by what `key` says."""
+    total: Counter[KeyT] = Counter()
+    for cost in costs:
+        if not cost.overlapped:
+            total[key(cost)] += cost.total
+    return total
+
+
+def worst(costs: Iterable[Cost], count: int = 10) -> list[Cost]:
+    """The instructions that take most, the dearest first."""
+    return sorted((c for c in costs if not c.overlapped), key=lambda c: -c.total)[:count]

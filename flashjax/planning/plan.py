@@ -1,0 +1,437 @@
+"""The plan of a train step: what it takes on a machine that is not there, before anything is queued.
+
+Every figure is one of four kinds, and says which:
+- *exact*: arithmetic on shapes and shardings: bytes of state, FLOPs of the jaxpr;
+- *compiler*: the compiler's own analysis of the program that would run: memory, collectives;
+- *estimate*: a model of something: the compiler's cycles, activations read from the jaxpr;
+- *floor*: what no program of these FLOPs or bytes can beat on this chip.
+"""
+
+import dataclasses
+import math
+import typing
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend import core
+
+import flashjax
+from flashjax.data import described
+from flashjax.planning import activations, collectives, cycles, modules
+from flashjax.planning.chips import Chip
+from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for, compilers
+from flashjax.planning.flops import flops_by
+from flashjax.planning.topology import Topology
+from flashjax.training.experiment import Experiment, RunConfig
+from flashjax.training.mesh import batch_shards
+from flashjax.training.parameters import parameter_rows
+from flashjax.training.program import Program
+
+Plan = dict[str, Any]
+"""JSON values alone. Bytes, seconds, FLOPs and cycles without prefixes."""
+Build = Callable[[Any], Experiment]
+"""A launcher's: configuration to experiment."""
+
+ROOT = str(Path(flashjax.__path__[0]).parent)
+ELSEWHERE = "loss and the rest"
+"""What stands under no module."""
+MOST_COMPILES = 4
+"""Of one remat policy in a search."""
+
+
+def build(launcher_build: Build, config: Any) -> Experiment:
+    """The launcher's experiment; data that are not there are described by the model's sizes."""
+    model = getattr(config, "model", None)
+    sizes = {"classes": getattr(model, "num_classes", None), "vocab_size": getattr(model, "vocab_size", None)}
+    with described.allowed(**sizes):
+        return launcher_build(config)
+
+
+def make(launcher_build: Build, config: Any, topology: Topology, cache: bool = True, search: bool = False) -> Plan:
+    """The plan of the experiment that a launcher builds of `config`, on `topology`.
+
+    With `search` the largest batches are found by compiling, minutes for each; without, they are estimates.
+
+    Raises:
+        ValueError: as the launcher, the mesh and the batch sizes do.
+    """
+    return plan_and_program(launcher_build, config, topology, cache, search)[0]
+
+
+def plan_and_program(
+    launcher_build: Build, config: Any, topology: Topology, cache: bool = True, search: bool = False
+) -> tuple[Plan, Compiled | None, Program]:
+    """`make`, with the compiled step (None where it does not fit) and what it is compiled from."""
+    experiment = build(launcher_build, config)
+    program = Program(experiment, topology.devices)
+    traced = _traced(program)
+    compiled, wanted = None, None
+    try:
+        compiled = compile_for(program.lower_step(), topology, cache)
+    except OutOfMemoryError as error:
+        wanted = error.wanted
+    shards = batch_shards(program.mesh)
+    plan: Plan = {
+        "name": experiment.name,
+        "preset": experiment.config.preset,
+        "topology": topology.name,
+        "device_kind": topology.kind,
+        "devices": len(topology.devices),
+        "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
+        "batch_size": experiment.train_data.batch_size,
+        "device_batch": experiment.train_data.batch_size // shards,
+        "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
+        "versions": compilers(),
+        "compile_seconds": compiled.seconds if compiled else None,
+        "notes": _notes(experiment, compiled, wanted),
+    }
+    costs = cycles.costs(compiled.module, ROOT) if compiled and topology.platform == "tpu" else []
+    plan["flops"] = _flops(traced)
+    plan["modules"] = _modules(program, traced, costs, shards)
+    plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
+    plan["memory"] = _memory(program, compiled, wanted, topology)
+    plan["time"] = _time(plan, costs, topology) if compiled else None
+    plan["frontier"] = _frontier(launcher_build, config, topology, plan, traced, cache, search)
+    return plan, compiled, program
+
+
+def _traced(program: Program) -> core.ClosedJaxpr:
+    batch = program.abstract_batch(program.experiment.train_data.spec)
+    return jax.make_jaxpr(program.step_fn)(program.abstract_state, batch)
+
+
+def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None) -> list[str]:
+    notes = []
+    if isinstance(experiment.train_data, described.Described):
+        notes.append("The data were not opened: shapes are those of the configuration.")
+    if compiled is None:
+        notes.append(
+            "The compiler finds no room for the step on a device, so that there are no cycles and no collectives"
+            + ("." if wanted else ", and it does not say how much is missing.")
+        )
+    elif unknown := _unknown_loops(compiled):
+        notes.append(f"{unknown} loops of unknown length are counted once.")
+    return notes
+
+
+def _unknown_loops(compiled: Compiled) -> int:
+    module = compiled.module
+    return sum(
+        module.trips(name, i) is None
+        for name in module.executions()
+        for i in module.computations.get(name, ())
+        if i.opcode == "while"
+    )
+
+
+def _flops(traced: core.ClosedJaxpr) -> dict[str, int]:
+    """Of a step, all devices together, by pass; matrix products and convolutions, exact."""
+    found = flops_by(traced, lambda equation, stack: modules.place(stack).part)
+    return {part: int(found[part]) for part in modules.PASSES} | {"all": int(sum(found.values()))}
+
+
+def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost], shards: int) -> list[dict[str, Any]]:
+    """A row for each innermost module, in the order of the model."""
+    rows: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {
+            **dict.fromkeys(("parameters", "state_bytes", "state_bytes_per_device", "wasted_bytes"), 0),
+            **dict.fromkeys(("activation_bytes_per_device", "cycles"), 0),
+            "specs": [],
+            "flops": dict.fromkeys(modules.PASSES, 0),
+        }
+    )
+    for (module, part), count in flops_by(traced, lambda _, stack: modules.place(stack)).items():
+        rows[module]["flops"][part] += int(count)
+    state, where = program.abstract_state, program.shardings
+    paths = {row.path for row in parameter_rows(state.params, where.params)}
+    for name in ("params", "opt_state", "ema", "collections"):
+        for row in parameter_rows(getattr(state, name), getattr(where, name)):
+            words = row.path.split("/")
+            path = next((p for i in range(len(words)) if (p := "/".join(words[i:])) in paths), None)
+            if path is None:
+                path = row.path if name == "collections" else "optimizer/x"
+            found = rows[path.rpartition("/")[0]]
+            if name == "params":
+                found["parameters"] += math.prod(row.shape)
+                if row.spec not in found["specs"]:
+                    found["specs"].append(row.spec)
+            found["state_bytes"] += row.bytes
+            found["state_bytes_per_device"] += row.bytes_per_device
+            found["wasted_bytes"] += row.bytes_per_device - row.bytes // program.mesh.size
+    for module, size in activations.kept(traced).items():
+        rows[module]["activation_bytes_per_device"] += size // shards
+    for module, count in cycles.by(costs, lambda c: c.place.module).items():
+        rows[module]["cycles"] += count
+    made = [{"path": path or ELSEWHERE, **row} for path, row in rows.items()]
+    order = {path: i for i, path in enumerate(dict.fromkeys(_order(traced)))}
+    made.sort(key=lambda row: order.get(row["path"], len(order)))
+    return [
+        row
+        for row in made
+        if any(row[n] for n in ("parameters", "state_bytes", "cycles")) or sum(row["flops"].values())
+    ]
+
+
+def _order(traced: core.ClosedJaxpr) -> list[str]:
+    """Modules in the order in which the step first names them."""
+    return list(flops_by(traced, lambda _, stack: modules.place(stack).module, elementwise=True))
+
+
+def grouped(plan: Plan, depth: int = 2) -> list[dict[str, Any]]:
+    """The rows of `modules`, together by the first `depth` names, in order."""
+    groups: dict[str, dict[str, Any]] = {}
+    for row in plan["modules"]:
+        path = modules.above(row["path"], depth)
+        into = groups.setdefault(path, {"path": path, "specs": [], "flops": Counter()})
+        for name, value in row.items():
+            if name == "flops":
+                into["flops"].update(value)
+            elif name == "specs":
+                into["specs"] += [spec for spec in value if spec not in into["specs"]]
+            elif name != "path":
+                into[name] = into.get(name, 0) + value
+    return list(groups.values())
+
+
+def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> list[dict[str, Any]]:
+    """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other."""
+    mesh = dict(program.mesh.shape)
+    together: dict[tuple[Any, ...], list[collectives.Collective]] = defaultdict(list)
+    for found in collectives.collectives(compiled.module):
+        axes = collectives.axes_of(found.group, mesh) if found.group else ()
+        together[found.kind, axes, modules.place_in_hlo(found.op_name).part].append(found)
+    link = chip.link_bandwidth if chip else None
+    rows = []
+    for (kind, axes, part), members in together.items():
+        wire = sum(c.executions * c.wire_bytes for c in members)
+        rows.append(
+            {
+                "kind": kind,
+                "axes": list(axes),
+                "pass": part,
+                "count": sum(c.executions for c in members),
+                "bytes": sum(c.executions * c.bytes for c in members),
+                "wire_bytes": wire,
+                "floor_seconds": wire / link if link else None,
+                "largest": max(c.bytes for c in members),
+                "from": max(members, key=lambda c: c.bytes).op_name[-160:],
+            }
+        )
+    return sorted(rows, key=lambda row: -row["wire_bytes"])
+
+
+def _held(program: Program) -> dict[str, int]:
+    """Bytes of one device, exact."""
+    state, where = program.abstract_state, program.shardings
+    names = {"parameters": "params", "optimizer state": "opt_state", "average": "ema", "collections": "collections"}
+    held = {
+        name: sum(r.bytes_per_device for r in parameter_rows(getattr(state, part), getattr(where, part)))
+        for name, part in names.items()
+    }
+    spec = program.experiment.train_data.spec
+    rows = sum(math.prod(s.shape) * s.dtype.itemsize for s in spec.values()) // batch_shards(program.mesh)
+    return {name: size for name, size in held.items() if size} | {"batch": rows, "gradients": held["parameters"]}
+
+
+def _memory(program: Program, compiled: Compiled | None, wanted: int | None, topology: Topology) -> dict[str, Any]:
+    """Bytes of one device."""
+    hbm = topology.hbm_bytes
+    found = compiled.memory if compiled else None
+    peak = found.peak if found else wanted
+    return {
+        "held": _held(program),
+        "compiler": dataclasses.asdict(found) if found else None,
+        "peak": peak,
+        "hbm": hbm,
+        "fits": (False if compiled is None else None if hbm is None or peak is None else peak <= hbm),
+        "margin": None if hbm is None or peak is None else hbm - peak,
+    }
+
+
+def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str, Any]:
+    """Seconds and cycles of one step on one device."""
+    chip, devices = topology.chip, plan["devices"]
+    flops = plan["flops"]["all"] / devices
+    floors = {
+        "flops": flops / chip.bf16_flops if chip else None,
+        "bytes": sum(c.traffic * c.executions for c in costs) / chip.hbm_bandwidth if chip and costs else None,
+        "collectives": (
+            sum(row["floor_seconds"] or 0.0 for row in plan["collectives"]) if chip and chip.link_bandwidth else None
+        ),
+    }
+    found: dict[str, Any] = {"floors": floors}
+    if not costs or chip is None or not chip.clock:
+        return found | {"cycles": None, "step_seconds": None, "mfu": None}
+    total = sum(c.total for c in costs if not c.overlapped)
+    calls = _custom_calls(costs, chip)
+    seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["floor_seconds"] for call in calls)
+    useful = flops - plan["flops"]["recomputed"] / devices
+    return found | {
+        "cycles": total,
+        "by_kind": dict(cycles.by(costs, lambda c: c.kind).most_common()),
+        "by_pass": dict(cycles.by(costs, lambda c: c.place.part).most_common()),
+        "by_module_and_kind": _by_module_and_kind(costs),
+        "worst": [_worst(cost) for cost in cycles.worst(costs)],
+        "without_estimate": _without(costs),
+        "custom_calls": calls,
+        "step_seconds": seconds,
+        "mfu": useful / seconds / chip.bf16_flops,
+        "examples_per_second": plan["batch_size"] / seconds,
+    }
+
+
+def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, dict[str, int]]:
+    """Cycles by the first names of a module, the dearest first, and in it by kind."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for (module, kind), count in cycles.by(costs, lambda c: (modules.above(c.place.module, depth), c.kind)).items():
+        found[module or ELSEWHERE][kind] = count
+    return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
+
+
+def _worst(cost: cycles.Cost) -> dict[str, Any]:
+    return {
+        "cycles": cost.total,
+        "kind": cost.kind,
+        "executions": cost.executions,
+        "module": cost.place.module or ELSEWHERE,
+        "pass": cost.place.part,
+        "source": cost.source,
+        "shape": cost.shape,
+        "instruction": cost.name,
+    }
+
+
+def _without(costs: list[cycles.Cost]) -> dict[str, int]:
+    """Executions of what has no estimate and is larger than a scalar, by opcode."""
+    found = Counter()
+    for cost in costs:
+        counted_apart = cost.overlapped or cost.kind in ("custom call", "collective")
+        if cost.cycles is None and not counted_apart and cost.bytes > 1024:
+            found[cost.opcode] += cost.executions
+    return dict(found.most_common())
+
+
+def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
+    """What the compiler has no estimate for, by target: kernels of Pallas and of the compiler itself."""
+    together: dict[tuple[str, str, str], list[cycles.Cost]] = defaultdict(list)
+    for cost in costs:
+        if cost.kind == "custom call" and cost.cycles is None and cost.traffic > 1024:
+            together[cost.target, cost.place.module, cost.shape].append(cost)
+    return [
+        {
+            "target": target,
+            "module": module or ELSEWHERE,
+            "count": sum(c.executions for c in members),
+            "bytes": sum(c.traffic * c.executions for c in members),
+            "floor_seconds": sum(c.traffic * c.executions for c in members) / chip.hbm_bandwidth,
+            "shape": shape,
+        }
+        for (target, module, shape), members in together.items()
+    ]
+
+
+def policies(config: RunConfig) -> list[Any]:
+    """The values that the model's `remat` can have, the configuration's own first; none where it has no such field."""
+    model: Any = getattr(config, "model", None)
+    if model is None or not hasattr(model, "remat"):
+        return []
+    kind = typing.get_type_hints(type(model))["remat"]
+    values = [False, True] if kind is bool else list(typing.get_args(kind))
+    return sorted(values, key=lambda value: value != model.remat)
+
+
+def _frontier(
+    launcher_build: Build,
+    config: Any,
+    topology: Topology,
+    plan: Plan,
+    traced: core.ClosedJaxpr,
+    cache: bool,
+    search: bool,
+) -> list[dict[str, Any]]:
+    """For each remat policy: peak at this batch, largest batch of a device, FLOPs that are computed again."""
+    rows: list[dict[str, Any]] = []
+    own = activations.kept(traced)
+    block = max(own.values(), default=0)
+    for policy in policies(config) or [None]:
+        changed, jaxpr = config, traced
+        if rows:
+            changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
+            jaxpr = _traced(Program(build(launcher_build, changed), topology.devices))
+        flops = _flops(jaxpr)
+        kept = sum(activations.kept(jaxpr).values())
+        row = {
+            "remat": policy,
+            "recomputed_flops": flops["recomputed"],
+            "overhead": flops["all"] / max(plan["flops"]["all"] - plan["flops"]["recomputed"], 1) - 1,
+            "kept_bytes_per_device": kept * plan["device_batch"] // plan["batch_size"],
+        }
+        # Where blocks are computed again, one at a time is there whole.
+        scale = 1.0 if not rows else (kept + (block if kept < sum(own.values()) else 0)) / max(sum(own.values()), 1)
+        rows.append(row | _estimated(plan, scale))
+        if search and plan["memory"]["hbm"]:
+            rows[-1] |= _searched(launcher_build, changed, topology, plan, rows[-1], cache)
+    return rows
+
+
+def _estimated(plan: Plan, scale: float) -> dict[str, Any]:
+    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program."""
+    memory = plan["memory"]
+    peak, hbm, held = memory["peak"], memory["hbm"], memory["held"]
+    if peak is None or memory["compiler"] is None:
+        return {"peak": peak if scale == 1.0 else None, "largest_batch": None, "label": "estimate"}
+    gradients = held["gradients"]
+    growing = max(memory["compiler"]["temporaries"] - gradients, 0) * scale + held["batch"]
+    fixed = peak - memory["compiler"]["temporaries"] + gradients - held["batch"]
+    largest = None if hbm is None or growing <= 0 else max(0, int((hbm - fixed) / growing * plan["device_batch"]))
+    return {
+        "peak": peak if scale == 1.0 else int(fixed + growing),
+        "largest_batch": largest,
+        "label": "compiler" if scale == 1.0 else "estimate",
+    }
+
+
+def _searched(
+    launcher_build: Build, config: Any, topology: Topology, plan: Plan, row: dict[str, Any], cache: bool
+) -> dict[str, Any]:
+    """The largest batch of a device by compiling: secants through what is known, then the whole number between."""
+    hbm, unit = plan["memory"]["hbm"], plan["batch_size"] // plan["device_batch"]
+
+    def peak(batch: int) -> int | None:
+        """Bytes, or None where it does not fit and the compiler does not say how much it wants."""
+        data = dataclasses.replace(config.data, batch_size=batch * unit, eval_batch_size=batch * unit)
+        made = Program(build(launcher_build, dataclasses.replace(config, data=data)), topology.devices)
+        try:
+            compiled = compile_for(made.lower_step(), topology, cache)
+        except OutOfMemoryError as error:
+            return error.wanted
+        return compiled.memory.peak if compiled.memory else None
+
+    at, found = plan["device_batch"], {}
+    found[at] = row["peak"] if row["label"] == "compiler" else peak(at)
+    try_next = row["largest_batch"] or at
+    while len(found) < MOST_COMPILES:
+        good = [b for b, p in found.items() if p is not None and p <= hbm]
+        bad = [b for b in found if b not in good]
+        low, high = max(good, default=0), min(bad, default=None)
+        if high is not None and high - low <= max(1, low // 32):
+            break
+        batch = max(low + 1, try_next if high is None else min(try_next, high - 1))
+        if batch in found:
+            break
+        found[batch] = peak(batch)
+        known = {b: p for b, p in found.items() if p is not None}
+        if len(known) > 1:
+            (b0, p0), (b1, p1) = sorted(known.items())[-2:]
+            slope = (p1 - p0) / (b1 - b0)
+            try_next = int(b1 + (hbm - p1) / slope) if slope > 0 else 2 * b1
+    good = [b for b, p in found.items() if p is not None and p <= hbm]
+    return {
+        "peak": found[at],
+        "largest_batch": max(good, default=0),
+        "label": "compiler",
+        "compiled_batches": {str(b): p for b, p in sorted(found.items())},
+    }

@@ -1,0 +1,485 @@
+"""A plan in words for the terminal, and as one page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from flashjax.drawing import STYLE, text_table
+from flashjax.pages import write_page
+from flashjax.planning.plan import Plan, grouped
+from flashjax.training.parameters import human_bytes
+
+LABELS = {
+    "exact": "arithmetic on shapes and shardings",
+    "compiler": "the compiler's own analysis of the program that would run",
+    "estimate": "a model: the compiler's cycles, or activations read from the jaxpr",
+    "floor": "no program of these FLOPs or bytes can be faster on this chip",
+}
+NOT_AVAILABLE = "n/a"
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return NOT_AVAILABLE
+    return f"-{human_bytes(round(-value))}" if value < 0 else human_bytes(round(value))
+
+
+def _time(value: float | None) -> str:
+    if value is None:
+        return NOT_AVAILABLE
+    return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} µs"
+
+
+def _count(value: float | None) -> str:
+    """1,234 as 1.23 k, and so on."""
+    if value is None:
+        return NOT_AVAILABLE
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _share(value: float, whole: float) -> str:
+    return f"{value / whole:.1%}" if whole else NOT_AVAILABLE
+
+
+def title(plan: Plan) -> str:
+    """Name, preset and machine."""
+    return f"{plan['name']} {plan['preset']} on {plan['topology']}"
+
+
+def lead(plan: Plan) -> str:
+    """Devices, mesh, batch."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
+    return (
+        f"{plan['devices']} x {plan['device_kind']}; mesh: {mesh}; {plan['batch_size']} examples a step, "
+        f"{plan['device_batch']} a device"
+    )
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and by how much."""
+    memory = plan["memory"]
+    if memory["fits"] is None:
+        return f"peak {_size(memory['peak'])} of a device; its size is not known" if memory["peak"] else "peak n/a"
+    free = _size(abs(memory["margin"])) if memory["margin"] is not None else "an unknown amount"
+    if memory["fits"]:
+        return f"fits: {_size(memory['peak'])} of {_size(memory['hbm'])}, {free} free"
+    return f"does not fit: {_size(memory['peak'])} wanted of {_size(memory['hbm'])}, {free} missing"
+
+
+def memory_rows(plan: Plan) -> list[list[str]]:
+    """Name, bytes, label."""
+    memory = plan["memory"]
+    rows = [[name, _size(size), "exact"] for name, size in memory["held"].items()]
+    if found := memory["compiler"]:
+        rows += [
+            ["temporaries, gradients among them", _size(found["temporaries"]), "compiler"],
+            ["program", _size(found["program"]), "compiler"],
+        ]
+    rows.append(["peak", _size(memory["peak"]), "compiler"])
+    rows.append(
+        ["memory of a device", _size(memory["hbm"]), "compiler" if plan["device_kind"][:3] == "TPU" else "chip"]
+    )
+    return rows
+
+
+def time_rows(plan: Plan) -> list[list[str]]:
+    """Name, value, label."""
+    time, flops = plan["time"], plan["flops"]
+    rows = [
+        ["FLOPs of a step", _count(flops["all"]), "exact"],
+        ["of these computed again (remat)", _count(flops["recomputed"]), "exact"],
+    ]
+    if time is None:
+        return rows
+    floors = time["floors"]
+    rows += [
+        ["floor by FLOPs at the chip's peak", _time(floors["flops"]), "floor"],
+        ["floor by bytes of the schedule", _time(floors["bytes"]), "floor"],
+        ["floor of the collectives", _time(floors["collectives"]), "floor"],
+    ]
+    if time["cycles"] is None:
+        return [*rows, ["step time", NOT_AVAILABLE, "estimate"]]
+    return [
+        *rows,
+        ["cycles of the schedule", _count(time["cycles"]), "estimate"],
+        ["step time", _time(time["step_seconds"]), "estimate"],
+        ["examples a second, all devices", f"{time['examples_per_second']:,.0f}", "estimate"],
+        ["MFU, without what is computed again", f"{time['mfu']:.1%}", "estimate"],
+    ]
+
+
+MODULE_HEADS = [
+    *("module", "parameters", "sharding", "state/device", "wasted", "kept/device"),
+    *("FLOPs fwd", "again", "bwd", "cycles", "of all"),
+]
+
+
+def module_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of `MODULE_HEADS`."""
+    total = (plan["time"] or {}).get("cycles")
+    return [
+        [
+            row["path"],
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            "; ".join(row["specs"][:3]) + (" ..." if len(row["specs"]) > 3 else ""),
+            _size(row["state_bytes_per_device"]) if row["state_bytes_per_device"] else "",
+            _size(row["wasted_bytes"]) if row["wasted_bytes"] else "",
+            _size(row["activation_bytes_per_device"]) if row["activation_bytes_per_device"] else "",
+            *(
+                _count(row["flops"][part]) if row["flops"][part] else ""
+                for part in ("forward", "recomputed", "backward")
+            ),
+            _count(row["cycles"]) if total else NOT_AVAILABLE,
+            _share(row["cycles"], total) if total else NOT_AVAILABLE,
+        ]
+        for row in rows
+    ]
+
+
+COLLECTIVE_HEADS = ["collective", "axes", "pass", "count", "bytes", "sent/device", "floor"]
+
+
+def collective_rows(plan: Plan) -> list[list[str]]:
+    return [
+        [
+            row["kind"],
+            "+".join(row["axes"]) or "?",
+            row["pass"],
+            str(row["count"]),
+            _size(row["bytes"]),
+            _size(row["wire_bytes"]),
+            _time(row["floor_seconds"]),
+        ]
+        for row in plan["collectives"]
+    ]
+
+
+FRONTIER_HEADS = ["remat", "kept/device", "peak", "largest batch of a device", "FLOPs computed again", "label"]
+
+
+def frontier_rows(plan: Plan) -> list[list[str]]:
+    return [
+        [
+            "no choice" if row["remat"] is None else str(row["remat"]),
+            _size(row["kept_bytes_per_device"]),
+            _size(row["peak"]),
+            NOT_AVAILABLE if row["largest_batch"] is None else f"{row['largest_batch']:,}",
+            f"{_count(row['recomputed_flops'])} ({row['overhead']:+.1%})",
+            row["label"]
+            if row["largest_batch"] is None or row["label"] != "compiler" or "compiled_batches" in row
+            else "compiler; batch: estimate",
+        ]
+        for row in plan["frontier"]
+    ]
+
+
+WORST_HEADS = ["cycles", "of all", "kind", "times", "pass", "module", "source", "shape"]
+
+
+def worst_rows(plan: Plan) -> list[list[str]]:
+    time = plan["time"] or {}
+    return [
+        [
+            _count(row["cycles"]),
+            _share(row["cycles"], time["cycles"]),
+            row["kind"],
+            str(row["executions"]),
+            row["pass"],
+            row["module"],
+            row["source"],
+            row["shape"][:60],
+        ]
+        for row in time.get("worst", [])
+    ]
+
+
+CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor"]
+
+
+def custom_rows(plan: Plan) -> list[list[str]]:
+    calls = (plan["time"] or {}).get("custom_calls", [])
+    return [
+        [row["target"], row["module"], str(row["count"]), _size(row["bytes"]), _time(row["floor_seconds"])]
+        for row in sorted(calls, key=lambda row: -row["bytes"])[:10]
+    ]
+
+
+def text(plan: Plan) -> str:
+    """All of it for a terminal."""
+    parts = [f"{title(plan)}: {verdict(plan)}\n{lead(plan)}"]
+    parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
+    parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
+    time = plan["time"] or {}
+    if total := time.get("cycles"):
+        kinds = [[kind, _count(n), _share(n, total)] for kind, n in time["by_kind"].items() if n]
+        parts.append(text_table(["cycles by kind (estimate)", "cycles", "of all"], kinds))
+    parts.append(text_table(MODULE_HEADS, module_rows(plan, grouped(plan))))
+    for heads, rows in (
+        (COLLECTIVE_HEADS, collective_rows(plan)),
+        (FRONTIER_HEADS, frontier_rows(plan)),
+        (WORST_HEADS, worst_rows(plan)),
+        (CUSTOM_HEADS, custom_rows(plan)),
+    ):
+        if rows:
+            parts.append(text_table(heads, rows))
+    if not plan["collectives"] and plan["time"] is not None:
+        parts.append("no collectives")
+    notes = [*plan["notes"], *_warnings(plan)]
+    return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """What a reader should not overlook."""
+    found = []
+    wasted = sum(row["wasted_bytes"] for row in plan["modules"])
+    hbm = plan["memory"]["hbm"]
+    if hbm and wasted > 0.1 * hbm:
+        found.append(f"Replication takes {_size(wasted)} of each device: --mesh.fsdp splits the state.")
+    if without := (plan["time"] or {}).get("without_estimate"):
+        words = ", ".join(f"{count} {name}" for name, count in list(without.items())[:4])
+        found.append(f"Not in the cycles, since the compiler makes no estimate for them: {words}.")
+    if (plan["time"] or {}).get("custom_calls"):
+        found.append("Custom calls have no cycles: the step time has their floor, and they take longer than that.")
+    return found
+
+
+SIDE_HEADS = ["", "fits", "peak", "free", "step", "MFU", "examples/s", "floor FLOPs", "floor bytes", "collectives"]
+
+
+def side_by_side(plans: Sequence[Plan]) -> str:
+    """The main figures of several plans."""
+    rows = []
+    for plan in plans:
+        memory, time = plan["memory"], plan["time"] or {}
+        floors = time.get("floors", {})
+        fits = {True: "yes", False: "no", None: NOT_AVAILABLE}[memory["fits"]]
+        rows.append(
+            [
+                f"{plan['preset']} on {plan['topology']}",
+                fits,
+                _size(memory["peak"]),
+                _size(memory["margin"]),
+                _time(time.get("step_seconds")),
+                f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE,
+                f"{time['examples_per_second']:,.0f}" if time.get("examples_per_second") else NOT_AVAILABLE,
+                *(_time(floors.get(name)) for name in ("flops", "bytes", "collectives")),
+            ]
+        )
+    return text_table(SIDE_HEADS, rows)
+
+
+def write(path: str | Path, plan: Plan) -> Path:
+    """Writes the page, replacing an older one whole, and returns where it is."""
+    time = plan["time"] or {}
+    parts = [
+        f"<h1>{escape(title(plan))}</h1>",
+        f'<p class="lead">{escape(lead(plan))}</p>',
+        _cards(plan),
+        '<section class="pair">',
+        f"<figure><h2>Memory of a device</h2>{_memory_bar(plan)}{_labelled(memory_rows(plan))}</figure>",
+        f"<figure><h2>Time of a step</h2>{_time_bar(plan)}{_labelled(time_rows(plan))}</figure>",
+        "</section>",
+    ]
+    if time.get("cycles"):
+        parts += [
+            "<h2>Where the cycles go</h2>",
+            '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do. '
+            f"{_tag('estimate')}</p>",
+            _cycle_bars(plan),
+            f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
+            _table(WORST_HEADS, worst_rows(plan), words=(2, 4, 5, 6, 7)),
+        ]
+    if rows := custom_rows(plan):
+        parts += [
+            f"<h2>Custom calls, without an estimate {_tag('floor')}</h2>",
+            _table(CUSTOM_HEADS, rows, words=(0, 1)),
+        ]
+    parts += [
+        "<h2>Modules</h2>",
+        f'<p class="note">Parameters, sharding, state and FLOPs are {_tag("exact")}; wasted is what a device holds '
+        f"beyond an even share; what the backward pass keeps of the forward pass, and cycles, are {_tag('estimate')}. "
+        "FLOPs are of all devices together.</p>",
+        _table(MODULE_HEADS, module_rows(plan, grouped(plan)), words=(0, 2)),
+        f"<details><summary>every module</summary>"
+        f"{_table(MODULE_HEADS, module_rows(plan, plan['modules']), words=(0, 2))}</details>",
+        f"<h2>Collectives {_tag('compiler')}</h2>",
+        _table(COLLECTIVE_HEADS, collective_rows(plan), words=(0, 1, 2))
+        if plan["collectives"]
+        else f'<p class="note">{"none" if plan["time"] is not None else "not known"}</p>',
+        "<h2>Memory against recomputation</h2>",
+        _table(FRONTIER_HEADS, frontier_rows(plan), words=(0, 5)),
+        "<h2>How far to trust it</h2>",
+        "<dl>" + "".join(f"<dt>{_tag(name)}</dt><dd>{escape(words)}</dd>" for name, words in LABELS.items()) + "</dl>",
+        *(f'<p class="note">{escape(note)}</p>' for note in [*plan["notes"], *_warnings(plan)]),
+        f'<p class="note">{escape(", ".join(f"{name} {v}" for name, v in plan["versions"].items()))}</p>',
+    ]
+    return write_page(path, title(plan), STYLE + _STYLE, parts)
+
+
+def _tag(label: str) -> str:
+    return f'<span class="tag {escape(label.split()[0].strip(";"))}">{escape(label)}</span>'
+
+
+def _cards(plan: Plan) -> str:
+    memory, time = plan["memory"], plan["time"] or {}
+    largest = plan["frontier"][0]["largest_batch"] if plan["frontier"] else None
+    fits = {True: "fits", False: "does not fit", None: "size not known"}[memory["fits"]]
+    mood = {True: "good", False: "bad", None: ""}[memory["fits"]]
+    mfu = f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE
+    cards = [
+        (fits, f"{_size(memory['peak'])} of {_size(memory['hbm'])}", "compiler", mood),
+        (_time(time.get("step_seconds")), "predicted step time", "estimate", ""),
+        (mfu, "of the chip's peak (MFU)", "estimate", ""),
+        (_time((time.get("floors") or {}).get("flops")), "floor by FLOPs", "floor", ""),
+        (NOT_AVAILABLE if largest is None else f"{largest:,}", "largest batch of a device", "estimate", ""),
+    ]
+    return (
+        '<section class="cards">'
+        + "".join(
+            f'<div class="card {mood}"><b>{escape(big)}</b><span>{escape(words)}</span>{_tag(label)}</div>'
+            for big, words, label, mood in cards
+        )
+        + "</section>"
+    )
+
+
+def _labelled(rows: Sequence[Sequence[str]]) -> str:
+    lines = "".join(
+        f'<tr><th>{escape(name)}</th><td class="n">{escape(value)}</td><td>{_tag(label)}</td></tr>'
+        for name, value, label in rows
+    )
+    return f'<table class="labelled">{lines}</table>'
+
+
+def _bar(parts: Sequence[tuple[str, float, str]], whole: float, words: Any, mark: float | None = None) -> str:
+    """Parts (name, size, class) along a line of length `whole`, with a legend."""
+    shown = "".join(
+        f'<span class="{kind}" style="width:{100 * size / whole:.2f}%" title="{escape(name)}: {escape(words(size))}">'
+        "</span>"
+        for name, size, kind in parts
+        if size > 0
+    )
+    legend = "".join(
+        f'<span class="{kind}">{escape(name)} <b>{escape(words(size))}</b></span>'
+        for name, size, kind in parts
+        if size > 0
+    )
+    line = "" if mark is None else f'<i style="left:{100 * mark / whole:.2f}%"></i>'
+    return f'<div class="bar">{shown}{line}</div><p class="legend">{legend}</p>'
+
+
+def _memory_bar(plan: Plan) -> str:
+    memory = plan["memory"]
+    held, found, hbm = memory["held"], memory["compiler"], memory["hbm"]
+    parts = [
+        (name, float(held[name]), kind)
+        for name, kind in (("parameters", "c1"), ("optimizer state", "c4"), ("average", "c7"), ("batch", "c8"))
+        if name in held
+    ]
+    if found:
+        gradients = min(held["gradients"], found["temporaries"])
+        parts += [
+            ("gradients", float(gradients), "c3"),
+            ("activations and other temporaries", float(found["temporaries"] - gradients), "c2"),
+            ("program", float(found["program"]), "c5"),
+        ]
+    whole = max(hbm or 0, memory["peak"] or 0, sum(size for _, size, _ in parts)) or 1
+    return _bar(parts, whole, lambda size: _size(size), hbm if hbm and hbm < whole else None)
+
+
+KIND_COLORS = {
+    **{"matmul": "c3", "copy": "c2", "reduction": "c1", "elementwise": "c7", "gather and scatter": "c4"},
+    **{"collective": "c6", "custom call": "c5", "other": "c8"},
+}
+
+
+def _time_bar(plan: Plan) -> str:
+    time = plan["time"]
+    if not time or not time.get("cycles"):
+        return '<p class="note">The compiler of this machine makes no estimate of time.</p>'
+    clock = plan["chip"]["clock"]
+    parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
+    parts += [
+        ("collectives (floor)", time["floors"]["collectives"] or 0.0, "c6"),
+        ("custom calls (floor)", sum(call["floor_seconds"] for call in time["custom_calls"]), "c5"),
+    ]
+    return _bar(parts, time["step_seconds"], _time, time["floors"]["flops"])
+
+
+def _cycle_bars(plan: Plan) -> str:
+    kinds: dict[str, dict[str, int]] = {}
+    for path, by_kind in plan["time"]["by_module_and_kind"].items():
+        kinds[path] = by_kind
+    longest = max((sum(found.values()) for found in kinds.values()), default=1) or 1
+    total = plan["time"]["cycles"]
+    lines = "".join(
+        f"<tr><th>{escape(path)}</th><td>"
+        + '<div class="bar thin">'
+        + "".join(
+            f'<span class="{KIND_COLORS[kind]}" style="width:{100 * n / longest:.2f}%" '
+            f'title="{escape(kind)}: {_count(n)} cycles"></span>'
+            for kind, n in sorted(found.items(), key=lambda item: list(KIND_COLORS).index(item[0]))
+            if n
+        )
+        + f'</div></td><td class="n">{_share(sum(found.values()), total)}</td></tr>'
+        for path, found in kinds.items()
+        if sum(found.values()) > 0.002 * total
+    )
+    legend = "".join(
+        f'<span class="{KIND_COLORS[kind]}">{kind} <b>{_share(n, total)}</b></span>'
+        for kind, n in plan["time"]["by_kind"].items()
+        if n
+    )
+    return f'<figure><p class="legend">{legend}</p><table class="cycles">{lines}</table></figure>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
+    """A table whose columns `words` are flush left, the others right."""
+    head = "".join(f'<th class="{"w" if i in words else "n"}">{escape(name)}</th>' for i, name in enumerate(heads))
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{"w" if i in words else "n"}">{escape(cell)}</td>' for i, cell in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table class="plan"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+_STYLE = """
+.lead { font-size: 17px; margin: -10px 0 18px; color: var(--muted); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 0 0 16px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.card b { display: block; font-size: 23px; font-weight: 650; letter-spacing: -.01em; }
+.card > span:not(.tag) { display: block; color: var(--muted); margin-bottom: 6px; }
+.card.good b { color: var(--c3); } .card.bad b { color: var(--c6); }
+.tag { font-size: 11px; font-weight: 500; border: 1px solid currentColor; border-radius: 8px; padding: 0 7px;
+  color: var(--muted); white-space: nowrap; vertical-align: 2px; }
+.tag.exact { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
+.tag.floor { color: var(--c4); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
+.bar { position: relative; display: flex; height: 24px; background: var(--line); border-radius: 5px; overflow: hidden;
+  margin: 10px 0 6px; }
+.bar.thin { height: 13px; margin: 3px 0; border-radius: 3px; background: none; }
+.bar > i { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--ink); }
+"""
+_STYLE += "".join(
+    f".bar .c{i} {{ background: var(--c{i}); }} .legend .c{i}::before {{ background: var(--c{i}); }}\n"
+    for i in range(1, 11)
+)
+_STYLE += """
+table.labelled { width: 100%; margin: 8px 0; } table.labelled th { white-space: normal; padding-right: 8px; }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+table.labelled td, table.cycles td { padding-right: 0; } table.labelled td.n { padding-right: 12px; }
+table.cycles { width: 100%; margin: 0; } table.cycles th { width: 1%; border: 0; padding: 0 14px 0 0; }
+table.cycles td { border: 0; padding: 0; } table.cycles td.n { width: 60px; color: var(--muted); }
+.wide { overflow-x: auto; } table.plan { width: 100%; font-size: 13.5px; margin: 6px 0 10px; }
+table.plan th, table.plan td { padding: 3px 12px 3px 0; } table.plan thead th.n { text-align: right; }
+table.plan td.w { overflow-wrap: normal; }
+table.plan td.w:first-child { color: var(--ink); white-space: nowrap; }
+details summary { cursor: pointer; color: var(--muted); margin: 4px 0 8px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 14px; } dd { margin: 0; color: var(--muted); }
+"""
