@@ -10,6 +10,8 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
+from flashjax.ops.dense import dot_general
+
 
 class Mlp(nn.Module):
     """Dense, exact (erf) GELU, Dense, with dropout after each. `hidden` is the inner width."""
@@ -63,7 +65,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N C"], train: bool = False) -> Float[Array, "B N C"]:
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general=dot_general)
         activate, gated = ACTIVATIONS[self.activation]
         hidden = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
         if gated:

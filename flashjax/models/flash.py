@@ -26,6 +26,7 @@ from flashjax.models.registry import register
 from flashjax.models.transformer import Table, project
 from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
+from flashjax.ops.dense import dot_general
 
 Tokens = Int[Array, "B N"]
 Cache = dict[str, Any]
@@ -232,7 +233,9 @@ class GatedAttention(nn.Module):
     def __call__(self, X: Float[Array, "B N d"], state: Any, context: Context) -> tuple[Float[Array, "B N d"], Any]:
         """(what is added to the stream, state after it)."""
         cfg = self.config
-        dense = functools.partial(nn.Dense, dtype=cfg.dtype, kernel_init=KERNELS[cfg.initializer])
+        dense = functools.partial(
+            nn.Dense, dtype=cfg.dtype, kernel_init=KERNELS[cfg.initializer], dot_general=dot_general
+        )
         names = ("batch", _length(X.shape[1]), "mlp")
         U = with_logical_constraint(jax.nn.silu(dense(cfg.inner, name="gate")(X)), names)
         V = with_logical_constraint(jax.nn.silu(dense(cfg.inner, name="value")(X)), names)

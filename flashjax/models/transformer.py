@@ -28,6 +28,7 @@ from flashjax.layers.norm import NORMS, RMSNorm
 from flashjax.layers.positions import RopeParameters, alibi_slopes, positions_of, rope_frequencies, rotate
 from flashjax.layers.short_conv import ShortConv
 from flashjax.models.registry import register
+from flashjax.ops.dense import dot_general
 
 Position = Literal["rope", "alibi", "t5", "sinusoidal", "learned", "none"]
 Tokens = Int[Array, "B N"]
@@ -203,7 +204,7 @@ class Attention(nn.Module):
     def setup(self):
         cfg, mixer = self.config, self.mixer
         inner, outer = _inits(cfg)
-        dense = functools.partial(nn.Dense, dtype=cfg.dtype, kernel_init=inner)
+        dense = functools.partial(nn.Dense, dtype=cfg.dtype, kernel_init=inner, dot_general=dot_general)
         self.query = dense(cfg.heads * cfg.dim, use_bias=cfg.qkv_bias)
         self.key = dense(cfg.group * cfg.dim, use_bias=cfg.qkv_bias)
         self.value = dense(cfg.group * cfg.dim, use_bias=cfg.qkv_bias)
@@ -391,7 +392,8 @@ class Head(nn.Module):
 
 def project(x: Float[Array, "*b C"], kernel: Float[Array, "C V"]) -> Float[Array, "*b V"]:
     """x kernel, multiplied in x's dtype, added up in float32."""
-    return jnp.einsum("...c,cv->...v", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    numbers = (((x.ndim - 1,), (0,)), ((), ()))
+    return dot_general(x, kernel.astype(x.dtype), numbers, preferred_element_type=jnp.float32)
 
 
 def sinusoids(positions: Int[Array, "B N"], width: int) -> Float[Array, "B N C"]:
