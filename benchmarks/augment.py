@@ -84,7 +84,7 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
         erasing = RandomErasing(0.5, mode=mode, device="cpu")
         return lambda: erasing(batch)
 
-    def timm_mix(**alphas: float) -> Step:
+    def timm_mix(**alphas: Any) -> Step:
         batch, mixing = theirs.clone(), Mixup(**alphas, num_classes=CLASSES, label_smoothing=0.0)
         return lambda: mixing(batch, targets)
 

@@ -37,7 +37,7 @@ def on_device(rng: Rng) -> bool:
 
 def split(rng: Rng, count: int) -> Sequence[Rng]:
     """`count` independent keys; a NumPy generator has a state of its own and is handed on."""
-    return jax.random.split(rng, count) if on_device(rng) else [rng] * count
+    return list(jax.random.split(rng, count)) if on_device(rng) else [rng] * count
 
 
 def units(rng: Rng, shape: tuple[int, ...]) -> Float[Any, "..."]:

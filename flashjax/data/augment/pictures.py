@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flashjax.data import augment, sources
+from flashjax.data.augment.policies import Mixture
 from flashjax.drawing import STYLE
 from flashjax.pages import png_source, write_page
 
 SIDE, COLUMNS, LABEL = 224, 6, 40
+CHANGE = 12  # mean difference of a byte that is seen at a glance
 INK, PAPER, BOX = (29, 33, 38), (250, 250, 248), (255, 220, 60)
 
 
@@ -80,7 +82,16 @@ def tiles(images: Sequence[np.ndarray], seed: int = 0) -> dict[str, list[Tile]]:
 
     boxes = np.tile(np.array([[20.0, 20.0, 204.0, 204.0]], np.float32), (4, 1, 1))
     mosaic, kept, valid = augment.mosaic(rng(), np.stack(images), boxes)
-    policy = lambda name, call, **fields: single(name, call, **fields)  # noqa: E731
+
+    def policy(name: str, call: str, preset: str | None = None, **fields: Any) -> Tile:
+        """The first draw that can be seen: many change nothing."""
+        made = augment.create(call, preset, **fields)
+        while True:
+            draws = made.draw(rng(), image.shape)
+            changed = made.apply(image, draws)
+            if np.abs(changed.astype(int) - image).mean() > CHANGE:
+                return Tile(name, _steps(draws), changed)
+
     always: dict[str, Any] = {"prob": 1.0}
     return {
         "The image": [Tile("as it is", "", image)],
@@ -89,7 +100,7 @@ def tiles(images: Sequence[np.ndarray], seed: int = 0) -> dict[str, list[Tile]]:
             single("the mean", "random_erasing", fill="mean", **always),
             single("zero", "random_erasing", fill="value", value=0, **always),
             single("one random colour", "random_erasing", fill="channel", **always),
-            single("up to four boxes", "random_erasing", preset="timm", count=(4, 4), fill="pixel",
+            single("four boxes", "random_erasing", preset="timm", count=(4, 4), fill="pixel",
                    noise="uniform", **always),
         ],
         "Random Erasing for detection": [
@@ -116,6 +127,16 @@ def tiles(images: Sequence[np.ndarray], seed: int = 0) -> dict[str, list[Tile]]:
             policy("AugMix", "aug_mix", severity=8),
         ],
     }  # fmt: skip
+
+
+def _steps(draws: Any) -> str:
+    """The operations of a policy and their amounts, in words."""
+    if isinstance(draws, Mixture):
+        chains = zip(draws.shares, draws.chains, strict=True)
+        return f"{draws.own:.2f} of the image, " + ", ".join(
+            f"{share:.2f} of ({_steps(chain)})" for share, chain in chains
+        )
+    return ", ".join(step.name if step.amount is None else f"{step.name} {step.amount:.2f}" for step in draws)
 
 
 def _boxed(image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
