@@ -6,8 +6,10 @@ Batches of normalised float32 images (side x images) in memory, in each library'
 there. Erasing draws for each image by itself: torchvision's transform is called image by image (`inplace=True`, its
 fastest), timm's takes the batch. Mixing draws once for a batch in all of them. Both sides may overwrite their batch:
 ours is donated. Draws are part of the time on both sides. Cutout is torchvision's erasing pinned to a square of the
-same size; GridMask and Hide-and-Seek have no peer there. Contenders take turns; a ratio is the median over rounds of
-the peer's time by ours: above 1, flashjax is ahead. Both libraries are pinned to `--cores`.
+same size; GridMask and Hide-and-Seek have no peer there. The rows "bytes to erased" are what a train step does: from
+uint8 to normalised and erased, one pass here, several there. Bare erasing in place touches the boxes alone there, and
+the whole batch here, as a batch that is sharded over devices needs it. Contenders take turns; a ratio is the median
+over rounds of the peer's time by ours: above 1, flashjax is ahead. Both libraries are pinned to `--cores`.
 """
 
 import argparse
@@ -31,7 +33,9 @@ from torchvision.transforms import v2
 
 from benchmarks.turns import median_ratio, take_turns
 from flashjax import drawing
-from flashjax.data import augment
+from flashjax.data import AugmentConfig, augment
+from flashjax.data.augment.device import normalise
+from flashjax.data.config import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = 1000
 Step = Callable[[], Any]
@@ -53,6 +57,18 @@ class Ours:
 def _step(made: Any, count: Any, images: jax.Array, labels: Any) -> tuple[jax.Array, ...]:
     key = jax.random.fold_in(jax.random.key(0), count)
     return (made(key, images),) if labels is None else made(key, images, jax.nn.one_hot(labels, CLASSES))
+
+
+class FromBytes:
+    """uint8 [B H W C] on the device to normalised and erased float32."""
+
+    def __init__(self, made: Any, images: np.ndarray):
+        self.images, self.count = jax.device_put(images), 0
+        self.step = jax.jit(lambda count, images: _step(made, count, normalise(images, AugmentConfig()), None)[0])
+
+    def __call__(self) -> None:
+        self.count += 1
+        self.step(self.count, self.images).block_until_ready()
 
 
 def each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Step:
@@ -88,6 +104,25 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
         batch, mixing = theirs.clone(), Mixup(**alphas, num_classes=CLASSES, label_smoothing=0.0)
         return lambda: mixing(batch, targets)
 
+    pixels = rng.integers(0, 256, (rows, side, side, 3), np.uint8)
+    their_pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def vision_from_bytes(**fields: Any) -> Step:
+        erasing = v2.RandomErasing(inplace=True, **fields)
+
+        def step() -> None:
+            floats = v2.functional.to_dtype(their_pixels, torch.float32, scale=True)
+            floats = v2.functional.normalize(floats, list(IMAGENET_MEAN), list(IMAGENET_STD), True)
+            for image in floats:
+                erasing(image)
+
+        return step
+
+    def timm_from_bytes(mode: str) -> Step:
+        mean, std = (torch.tensor([*value]).mul(255).view(1, 3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
+        erasing = RandomErasing(0.5, mode=mode, device="cpu")
+        return lambda: erasing(their_pixels.float().sub_(mean).div_(std))
+
     length = side // 2
     share = length**2 / side**2
     return {
@@ -95,6 +130,16 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
         | {"torchvision": vision(), "timm": pytorch_timm("const")},
         "random erasing, N(0, 1) pixels": ours("random_erasing", "torchvision", fill="pixel")
         | {"torchvision": vision(value="random"), "timm": pytorch_timm("pixel")},
+        "bytes to erased, constant": {
+            "flashjax": FromBytes(augment.create("random_erasing", "torchvision"), pixels),
+            "torchvision": vision_from_bytes(),
+            "timm": timm_from_bytes("const"),
+        },
+        "bytes to erased, N(0, 1) pixels": {
+            "flashjax": FromBytes(augment.create("random_erasing", "torchvision", fill="pixel"), pixels),
+            "torchvision": vision_from_bytes(value="random"),
+            "timm": timm_from_bytes("pixel"),
+        },
         "random erasing, random bytes": ours("random_erasing", "paper", std=(0.25,)),
         "cutout": ours("cutout", length=length)
         | {"torchvision": vision(p=1.0, scale=(share, share), ratio=(1.0, 1.0))},

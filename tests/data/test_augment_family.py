@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flashjax.data import AugmentConfig, DataConfig, augment
-from flashjax.data.augment import policies
+from flashjax.data.augment import pictures, policies
 from flashjax.data.augment.masking import Grid, Hiding, rotation
 from flashjax.data.augment.mixing import Mixing
 from flashjax.data.augment.mosaics import Tiling
@@ -356,3 +356,13 @@ def test_the_table_of_names_and_a_cheap_import():
         "s.loader.exec_module(m)\nassert not {'jax', 'numpy', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check, augment.__file__], check=True)
+
+
+@pytest.mark.slow
+def test_the_page_of_pictures(tmp_path):
+    images = [np.asarray(picture(seed, 224, 224)) for seed in range(4)]
+    sheet, page = pictures.write(tmp_path, images)
+    text = page.read_text()
+    shown = [tile for group in pictures.tiles(images).values() for tile in group]
+    assert text.count("<img") == len(shown) > 20 and "http" not in text
+    assert all((tile.image != images[0]).any() for tile in shown[1:]) and Image.open(sheet).width > 1300
