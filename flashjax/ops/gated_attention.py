@@ -18,6 +18,8 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
+from flashjax.ops.cache import write
+
 Heads = Float[Array, "B N s"]
 Values = Float[Array, "B N e"]
 Segments = Int[Array, "B N"]
@@ -324,8 +326,7 @@ def chunk_step(
     K_old, V_old = (x[row, slot].astype(jnp.float32) for x in (state.k_lin, state.v))
     S = state.S + jnp.einsum("bs,be->bse", K_old / C, V_old)
     K_quad, K_lin, V = (
-        ring.at[row, slot].set(new.astype(ring.dtype))
-        for ring, new in ((state.k_quad, k_quad), (state.k_lin, k_lin), (state.v, v))
+        write(ring, slot, new) for ring, new in ((state.k_quad, k_quad), (state.k_lin, k_lin), (state.v, v))
     )
     weighed = weigh(jnp.einsum("bs,bjs->bj", q_quad, K_quad, preferred_element_type=jnp.float32), b, C)
     linear = jnp.einsum("bs,bjs->bj", q_lin, K_lin, preferred_element_type=jnp.float32) / C
