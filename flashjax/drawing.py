@@ -121,16 +121,19 @@ def heat_map(
     )
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column in words and the others numbers."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<{'th' if i == 0 else 'td'}>{escape(x)}</{'th' if i == 0 else 'td'}>" for i, x in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table class="figures"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,), style: str = "figures"
+) -> str:
+    """A table of the CSS class `style`: its columns `words` hold words, others numbers; a first one names the row."""
+
+    def cell(i: int, text: str) -> str:
+        if i not in words:
+            return f"<td>{escape(text)}</td>"
+        return f"<th>{escape(text)}</th>" if i == 0 else f'<td class="w">{escape(text)}</td>'
+
+    head = "".join(f'<th class="{"w" if i in words else "n"}">{escape(name)}</th>' for i, name in enumerate(heads))
+    body = "".join(f"<tr>{''.join(cell(i, text) for i, text in enumerate(row))}</tr>" for row in rows)
+    return f'<div class="wide"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -256,10 +259,11 @@ table { border-collapse: collapse; margin: 0 0 28px; max-width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 400; color: var(--muted); white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-table.figures td { text-align: right; padding: 4px 9px 4px 0; white-space: nowrap; }
-table.figures thead th { text-align: right; padding: 4px 9px 4px 0; white-space: normal; vertical-align: bottom; }
+.n, table.figures td, table.plan td { text-align: right; white-space: nowrap; }
+table td.w { text-align: left; }
 .wide { overflow-x: auto; }
-table.figures tr > th:first-child { text-align: left; }
+table.figures th, table.figures td { padding: 4px 9px 4px 0; }
+table.figures thead th { white-space: normal; vertical-align: bottom; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flashjax.drawing import STYLE, text_table
+from flashjax.drawing import STYLE, table, text_table
 from flashjax.pages import write_page
 from flashjax.planning.plan import Plan, grouped
 from flashjax.training.parameters import human_bytes
@@ -291,27 +291,28 @@ def write(path: str | Path, plan: Plan) -> Path:
             f"{_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
-            _table(WORST_HEADS, worst_rows(plan), words=(2, 4, 5, 6, 7)),
+            table(WORST_HEADS, worst_rows(plan), (2, 4, 5, 6, 7), "plan"),
         ]
     if rows := custom_rows(plan):
         parts += [
             f"<h2>Custom calls, without an estimate {_tag('floor')}</h2>",
-            _table(CUSTOM_HEADS, rows, words=(0, 1)),
+            table(CUSTOM_HEADS, rows, (0, 1), "plan"),
         ]
     parts += [
         "<h2>Modules</h2>",
         f'<p class="note">Parameters, sharding, state and FLOPs are {_tag("exact")}; wasted is what a device holds '
         f"beyond an even share; what the backward pass keeps of the forward pass, and cycles, are {_tag('estimate')}. "
         "FLOPs are of all devices together.</p>",
-        _table(MODULE_HEADS, module_rows(plan, grouped(plan)), words=(0, 2)),
-        f"<details><summary>every module</summary>"
-        f"{_table(MODULE_HEADS, module_rows(plan, plan['modules']), words=(0, 2))}</details>",
+        table(MODULE_HEADS, module_rows(plan, grouped(plan)), (0, 2), "plan"),
+        "<details><summary>every module</summary>",
+        table(MODULE_HEADS, module_rows(plan, plan["modules"]), (0, 2), "plan"),
+        "</details>",
         f"<h2>Collectives {_tag('compiler')}</h2>",
-        _table(COLLECTIVE_HEADS, collective_rows(plan), words=(0, 1, 2))
+        table(COLLECTIVE_HEADS, collective_rows(plan), (0, 1, 2), "plan")
         if plan["collectives"]
         else f'<p class="note">{"none" if plan["time"] is not None else "not known"}</p>',
         "<h2>Memory against recomputation</h2>",
-        _table(FRONTIER_HEADS, frontier_rows(plan), words=(0, 5)),
+        table(FRONTIER_HEADS, frontier_rows(plan), (0, 5), "plan"),
         "<h2>How far to trust it</h2>",
         "<dl>" + "".join(f"<dt>{_tag(name)}</dt><dd>{escape(words)}</dd>" for name, words in LABELS.items()) + "</dl>",
         *(f'<p class="note">{escape(note)}</p>' for note in [*plan["notes"], *_warnings(plan)]),
@@ -437,18 +438,6 @@ def _cycle_bars(plan: Plan) -> str:
     return f'<figure><p class="legend">{legend}</p><table class="cycles">{lines}</table></figure>'
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (0,)) -> str:
-    """A table whose columns `words` are flush left, the others right."""
-    head = "".join(f'<th class="{"w" if i in words else "n"}">{escape(name)}</th>' for i, name in enumerate(heads))
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{"w" if i in words else "n"}">{escape(cell)}</td>' for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table class="plan"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 _STYLE = """
 .lead { font-size: 17px; margin: -10px 0 18px; color: var(--muted); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin: 0 0 16px; }
@@ -472,14 +461,12 @@ _STYLE += "".join(
 )
 _STYLE += """
 table.labelled { width: 100%; margin: 8px 0; } table.labelled th { white-space: normal; padding-right: 8px; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.labelled td, table.cycles td { padding-right: 0; } table.labelled td.n { padding-right: 12px; }
 table.cycles { width: 100%; margin: 0; } table.cycles th { width: 1%; border: 0; padding: 0 14px 0 0; }
 table.cycles td { border: 0; padding: 0; } table.cycles td.n { width: 60px; color: var(--muted); }
-.wide { overflow-x: auto; } table.plan { width: 100%; font-size: 13.5px; margin: 6px 0 10px; }
-table.plan th, table.plan td { padding: 3px 12px 3px 0; } table.plan thead th.n { text-align: right; }
-table.plan td.w { overflow-wrap: normal; }
-table.plan td.w:first-child { color: var(--ink); white-space: nowrap; }
+table.plan { width: 100%; font-size: 13.5px; margin: 6px 0 10px; }
+table.plan th, table.plan td { padding: 3px 12px 3px 0; }
+table.plan td.w { overflow-wrap: normal; white-space: normal; } table.plan tbody th { color: var(--ink); }
 details summary { cursor: pointer; color: var(--muted); margin: 4px 0 8px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 14px; } dd { margin: 0; color: var(--muted); }
 """
