@@ -8,7 +8,6 @@ the versions of the compilers.
 import functools
 import gzip
 import hashlib
-import importlib.metadata
 import json
 import os
 import time
@@ -20,6 +19,7 @@ import jax
 
 from flashjax.planning import hlo
 from flashjax.planning.topology import Topology, out_of_memory, quiet
+from flashjax.training.executables import compilers
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,6 @@ def _keep(where: Path, facts: dict[str, Any], program: bytes | None = None) -> N
     new = where / ".facts.json.new"
     new.write_text(json.dumps(facts))
     new.replace(where / "facts.json")  # the last: what is half written is not found
-
-
-def compilers() -> dict[str, str]:
-    """Versions of what compiles."""
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:

@@ -22,9 +22,10 @@ import flashjax
 from flashjax.data import described
 from flashjax.planning import activations, collectives, cycles, modules
 from flashjax.planning.chips import Chip
-from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for, compilers
+from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
 from flashjax.planning.flops import flops_by
 from flashjax.planning.topology import Topology
+from flashjax.training.executables import compilers
 from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.mesh import batch_shards
 from flashjax.training.parameters import parameter_rows

@@ -5,6 +5,7 @@ compilation, so that a step of another configuration or of other code is refused
 it is loaded: load files of your own alone.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -19,15 +20,18 @@ from jax.sharding import Mesh
 MAGIC = b"flashjax compiled step 1\n"
 
 
+def compilers() -> dict[str, str]:
+    """Versions of what compiles, of those that are installed."""
+    found = {}
+    for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def describe(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, Any]:
     """What decides whether a compiled step is the one that is wanted; JSON values."""
-    device = mesh.devices.flat[0]
-    versions = {}
-    for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-pjrt"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    device, versions = mesh.devices.flat[0], compilers()
     if device.platform == "cpu":
         versions.pop("libtpu", None)
     return {
