@@ -14,7 +14,6 @@ PASSES: tuple[Pass, ...] = ("forward", "recomputed", "backward", "other")
 
 _CONTROL = frozenset({"while", "body", "cond", "scan", "closed_call", "checkpoint", "remat", "shard_map", "core_call"})
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_WRAPPED = re.compile(r"(?:transpose\()?jvp\((.*?)\)*$")
 
 
 class Place(NamedTuple):

@@ -1,7 +1,7 @@
 """Machines that are not there: 'v5e:4x4', 'gpu:h100x8' or 'cpu:256' as devices that a program can be compiled for.
 
-The package libtpu compiles for every TPU topology on any Linux machine; the CUDA plugin of JAX compiles for a GPU from
-a description of it; a CPU has as many virtual devices as are asked for.
+The package libtpu compiles for every TPU topology on any Linux machine; a CPU has as many virtual devices as are asked
+for. For GPUs there is no plan yet: the CUDA compiler wants a description of the device that is not here.
 """
 
 import contextlib
@@ -19,8 +19,7 @@ import jax
 from flashjax.planning.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
-GPUS = {"a100": "NVIDIA A100-SXM4-80GB", "h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
-"""Names of GPUs, and what JAX calls them."""
+GPUS = ("a100", "h100", "h200", "b200")
 
 
 class TopologyError(ValueError):
@@ -36,7 +35,7 @@ class Topology:
     kind: str
     """`device_kind` of the devices."""
     platform: str
-    """tpu, cuda or cpu."""
+    """tpu or cpu."""
     devices: Sequence[Any]
     """For meshes; they run nothing, a CPU's apart."""
     chip: Chip | None
@@ -70,21 +69,21 @@ def out_of_memory(message: str) -> tuple[int | None, int | None]:
     return wanted, there
 
 
-def parse(name: str) -> tuple[str, str, int]:
-    """('tpu', kind, devices or 0 where only the compiler knows), ('gpu', ...) or ('cpu', '', devices).
+def parse(name: str) -> tuple[str, int]:
+    """(family, devices): family is cpu, gpu or tpu; devices is 0 for a TPU, where the compiler knows.
 
     Raises:
         ValueError: naming the forms that are understood.
     """
     family, _, size = name.partition(":")
     if family == "cpu" and size.isdigit() and int(size) > 0:
-        return "cpu", "", int(size)
+        return "cpu", int(size)
     if family == "gpu" and (found := re.fullmatch(r"([a-z]+\d+)x(\d+)", size)) and int(found[2]) > 0:
         if found[1] not in GPUS:
             raise ValueError(f"unknown GPU '{found[1]}' in '{name}'; known: {', '.join(GPUS)}")
-        return "gpu", found[1], int(found[2])
+        return "gpu", int(found[2])
     if re.fullmatch(r"(v\d+[a-z]*|tpu\d+x?)", family) and re.fullmatch(r"\d+(x\d+){1,2}", size):
-        return "tpu", family, 0
+        return "tpu", 0
     raise ValueError(f"'{name}' is no topology: want {FORM}")
 
 
@@ -96,7 +95,7 @@ def prepare(names: Sequence[str]) -> None:
     Raises:
         ValueError: if a name is no topology, or JAX has begun with too few CPU devices.
     """
-    wanted = max([devices for kind, _, devices in map(parse, names) if kind == "cpu"], default=1)
+    wanted = max([devices for family, devices in map(parse, names) if family == "cpu"], default=1)
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # JAX has begun: what it has is checked below
@@ -116,13 +115,18 @@ def open_topology(name: str) -> Topology:
         ValueError: if it is no topology.
         TopologyError: if its compiler is not installed, with how to get it; or if the compiler has no such topology.
     """
-    family, kind, count = parse(name)
+    family, count = parse(name)
     if family == "cpu":
         devices = jax.devices("cpu")
         if count > len(devices):
             raise TopologyError(f"{name} needs {count} virtual devices, JAX has begun with {len(devices)}")
         return Topology(name, "cpu", "cpu", devices[:count], None)
-    return _tpu(name) if family == "tpu" else _gpu(name, kind, count)
+    if family == "gpu":
+        raise TopologyError(
+            f"{name} is not available: flashjax has no description of that GPU for the CUDA compiler. --plan cpu:N "
+            "shows what needs no compiler of its own"
+        )
+    return _tpu(name)
 
 
 def _tpu(name: str) -> Topology:
@@ -156,31 +160,6 @@ def _tpu(name: str) -> Topology:
     if figures is not None and devices[0].device_kind == "TPU v4" and len(devices) == 2 * chips:
         figures = figures.part(0.5)
     return Topology(name, devices[0].device_kind, "tpu", devices, figures)
-
-
-def _gpu(name: str, kind: str, count: int) -> Topology:
-    from jax.experimental import topologies
-
-    plugin = next((p for p in ("jax_cuda13_plugin", "jax_cuda12_plugin") if importlib.util.find_spec(p)), None)
-    if plugin is None:
-        raise TopologyError(
-            f"{name} is not available: it needs the CUDA compiler of JAX, pip install 'jax[cuda13]' (several GB). "
-            "Without it --plan cpu:N shows what needs no CUDA compiler"
-        )
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    try:
-        described = topologies.get_topology_desc(
-            platform="cuda", topology_name=f"1x1x{count}", target_config=target_config(kind), topology=f"1x1x{count}"
-        )
-        devices = described.devices
-    except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise TopologyError(f"{name} is not available: {str(error).splitlines()[0][:300]}") from None
-    return Topology(name, GPUS[kind], "cuda", devices, chip(GPUS[kind]))
-
-
-def target_config(kind: str) -> str:
-    """What XLA's CUDA compiler has to know of a GPU, as the text that it reads."""
-    raise TopologyError(f"no description of gpu:{kind} for the CUDA compiler")
 
 
 @contextlib.contextmanager
