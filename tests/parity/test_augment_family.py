@@ -322,6 +322,17 @@ def test_each_operation_is_torchvisions(operation):
                 np.testing.assert_array_equal(np.asarray(got), np.asarray(expected), err_msg=f"{operation} {m}")
 
 
+def shares(stream, count):
+    """What both sides get for a draw from Dirichlet's distribution."""
+    made = np.array([stream.unit() for _ in range(count)])
+    return made / made.sum()
+
+
+class Chained(Scripted):
+    def dirichlet(self, alphas):
+        return shares(self.stream, len(alphas))
+
+
 @pytest.mark.parametrize("all_ops", [True, False])
 def test_augmix_is_torchvisions(torch_draws, monkeypatch, all_ops):
     """Its chains and its mixture. torchvision turns a Pillow image into a tensor first; its operations, which are
@@ -336,14 +347,6 @@ def test_augmix_is_torchvisions(torch_draws, monkeypatch, all_ops):
         return torch.from_numpy(np.array(made)).permute(2, 0, 1)[None]
 
     monkeypatch.setattr(v2.AugMix, "_apply_image_or_video_transform", by_pillow)
-
-    class Chained(Scripted):
-        def dirichlet(self, alphas):
-            return shares(self.stream, len(alphas))
-
-    def shares(stream, count):
-        made = np.array([stream.unit() for _ in range(count)])
-        return made / made.sum()
 
     for seed in range(30):
         image, stream, mine = textured(seed, 30, 26), Stream(seed), Stream(seed)
@@ -363,14 +366,6 @@ def test_augmix_is_timms(timm_draws, monkeypatch, text):  # noqa: F811
     params = {"translate_const": 10, "img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
     theirs = timm_data.auto_augment.augment_and_mix_transform(text, dict(params))
     ours = policies.parse(text, "bicubic", (124, 116, 104))
-
-    class Chained(Scripted):
-        def dirichlet(self, alphas):
-            return shares(self.stream, len(alphas))
-
-    def shares(stream, count):
-        made = np.array([stream.unit() for _ in range(count)])
-        return made / made.sum()
 
     for seed in range(30):
         image, stream, mine = textured(seed, 30, 26), Stream(seed), Stream(seed)

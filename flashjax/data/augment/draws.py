@@ -144,23 +144,24 @@ class Patch(NamedTuple):
     channels: int
 
 
+def _bits(patch: Patch, key: UInt32[Any, "*B 2"], each: int, part: UInt32[Any, "C"]) -> UInt32[Any, "*B h w C"]:
+    """Word `part` of the `each` words of random bits that belong to a pixel."""
+    number = (patch.rows * patch.width + patch.columns).astype(part.dtype) * np.uint32(each) + part
+    start, mask = (key[..., i][..., None, None, None] for i in range(2))
+    return scramble(number, start, mask)
+
+
 def random_bytes(patch: Patch, key: UInt32[Any, "*B 2"]) -> UInt32[Any, "*B h w C"]:
     """A random byte for each pixel and channel: one word of random bits serves four channels."""
     xp = namespace(key)
-    words_each = -(-patch.channels // 4)
     channel = xp.arange(patch.channels, dtype=xp.uint32)
-    number = (patch.rows * patch.width + patch.columns).astype(xp.uint32) * np.uint32(words_each) + channel // 4
-    start, mask = (key[..., i][..., None, None, None] for i in range(2))
-    return (scramble(number, start, mask) >> (channel % 4 * 8)) & np.uint32(255)
+    return (_bits(patch, key, -(-patch.channels // 4), channel // 4) >> (channel % 4 * 8)) & np.uint32(255)
 
 
 def random_normal(patch: Patch, key: UInt32[Any, "*B 2"]) -> Float[Any, "*B h w C"]:
     """N(0, 1) for each pixel and channel, float32."""
     xp = namespace(key)
-    channel = xp.arange(patch.channels, dtype=xp.uint32)
-    number = (patch.rows * patch.width + patch.columns).astype(xp.uint32) * np.uint32(patch.channels) + channel
-    start, mask = (key[..., i][..., None, None, None] for i in range(2))
-    return normal(scramble(number, start, mask))
+    return normal(_bits(patch, key, patch.channels, xp.arange(patch.channels, dtype=xp.uint32)))
 
 
 def spans(boxes: Any, height: int, width: int) -> tuple[Any, Any]:

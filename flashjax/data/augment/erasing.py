@@ -8,7 +8,6 @@ is rejected: docs/augment.md has the table. `RandomErasing` draws all attempts a
 Legend: *B none or the batch, H height, W width, C channels, N boxes in one image, A attempts, M objects of an image.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
+from flashjax.data import augment
 from flashjax.data.augment import draws as common
 from flashjax.data.augment.draws import Augmentation, Images, Patch, Rng
 from flashjax.data.config import IMAGENET_MEAN, AugmentConfig
@@ -244,7 +244,7 @@ def erase_objects(
     Raises:
         ValueError: another `where`, or arrays whose dims do not go together.
     """
-    erasing = dataclasses.replace(RandomErasing(**PRESETS[_known(preset)]), **fields)
+    erasing = augment.create("random_erasing", preset, **fields)
     if where not in ("image", "objects", "both"):
         raise ValueError(f"unknown where {where!r}; known: image (IRE), objects (ORE), both (I+ORE)")
     batch, height, width, _ = common.image_dims(images.shape)
@@ -275,12 +275,6 @@ def erase_objects(
     total = rows.sum(-1) * columns.sum(-1)
     visible = xp.where(valid & (total > 0), 1 - gone / xp.maximum(total, 1), 0).astype(xp.float32)
     return images, masks, visible
-
-
-def _known(preset: str) -> str:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r} of random_erasing; known: {', '.join(PRESETS)}")
-    return preset
 
 
 def sample_boxes(rng: np.random.Generator, height: int, width: int, config: AugmentConfig) -> Int32[np.ndarray, "N 4"]:
