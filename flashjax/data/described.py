@@ -89,3 +89,6 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> NoReturn:
         raise ValueError("a described vocabulary decodes nothing: name a tokenizer with --data.tokenizer")
+
+    def stream(self) -> NoReturn:
+        return self.decode(())

@@ -7,6 +7,7 @@ keeps fewer, where it computes cheap ones again, or more, where it copies: an es
 
 import math
 from collections import Counter, defaultdict
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,9 +62,9 @@ def _kept(jaxpr: core.Jaxpr, above: str) -> Counter[str]:
 
 
 def _bytes(variable: core.Var) -> int:
-    aval = variable.aval
+    aval: Any = variable.aval
     if not hasattr(aval, "shape"):
         return 0
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys
+    if jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended):  # random keys
         return 16 * math.prod(aval.shape)
     return np.dtype(aval.dtype).itemsize * math.prod(aval.shape)
