@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tracemalloc  # noqa: F401  pytest imports it when an object dies; within TFDS's lazy imports that would fail
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 for _flag in (
