@@ -67,5 +67,42 @@ class ScaleNorm(nn.Module):
         return (g * x).astype(self.dtype)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation over all dims but the last, with float32 statistics; the result has `dtype`.
+
+    As in torch: training takes the batch's own mean and (biased) variance and moves the running ones, in the collection
+    "batch_stats", by `momentum` towards them, the variance as its unbiased estimate; evaluation takes the running ones.
+    The batch is that of all devices: under `jit` a mean over a sharded dim is one over all of it. Source: Ioffe and
+    Szegedy 2015.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"], train: bool = False) -> Float[Array, "... C"]:
+        """Raises ValueError when training on one value a channel, whose variance says nothing."""
+        channels = (x.shape[-1],)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        x = x.astype(jnp.float32)
+        if train:
+            count = x.size // x.shape[-1]
+            if count < 2:
+                raise ValueError(f"batch norm of {x.shape}: training needs more than one value a channel")
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+                running.value = (1 - self.momentum) * running.value + self.momentum * new
+        else:
+            mean, var = running_mean.value, running_var.value
+        return ((x - mean) * (scale / jnp.sqrt(var + self.epsilon)) + bias).astype(self.dtype)
+
+
 NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "scalenorm": ScaleNorm}
 """By name; all take `epsilon` and `dtype`."""
