@@ -1,0 +1,107 @@
+"""What each parameter's learning rate and weight decay are multiplied by: one table, by path.
+
+Groups by regular expression, masks, layer-wise decay and the scales that a parametrization gives all end in it.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from flashjax.training.optimizers.config import OptimizerConfig
+
+PyTree = Any
+
+_SCANNED = re.compile(r"(^|/)layers/")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Factors of a parameter's learning rate and weight decay."""
+
+    learning_rate: float | tuple[float, ...] = 1.0
+    """Of scanned layers, either one for all or one for each."""
+    decay: float = 1.0
+
+
+def decay_mask(params: PyTree, no_decay: tuple[str, ...] = (), decay_vectors: bool = False) -> PyTree:
+    """The tree of `params` with True where weight decay applies.
+
+    Left out are the leaves in whose '/'-joined path an expression of `no_decay` is found and, unless
+    `decay_vectors`, those of fewer than two dims. Of scanned layers (below `layers/`) the dim of the layers is not
+    counted. Only shapes are read: an abstract tree will do.
+
+    Raises ValueError for an expression found in no path, with the nearest paths.
+    """
+    leaves = leaves_by_path(params)
+    check_found("no_decay", no_decay, leaves)
+    decays = [
+        (decay_vectors or own_ndim(path, leaf) >= 2) and not any(re.search(pattern, path) for pattern in no_decay)
+        for path, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), decays)
+
+
+def optimizer_rows(
+    config: OptimizerConfig, params: PyTree, scales: Mapping[str, Scale] | None = None
+) -> dict[str, Scale]:
+    """By path, in the order of `params` (abstract will do): factors of the learning rate and of the decay.
+
+    The learning rate's is the product of the layer-wise decay, the first group that matches and `scales`; the decay's
+    that of the mask (0 or 1), the group and `scales`.
+
+    Raises ValueError for an expression that matches no parameter, and for a path of `scales` that is none.
+    """
+    leaves = leaves_by_path(params)
+    scales = scales or {}
+    if unknown := [path for path in scales if path not in leaves]:
+        raise ValueError(
+            f"scale of {unknown[0]!r}, which is no parameter; nearest: {', '.join(nearest(unknown[0], leaves))}"
+        )
+    check_found("group", [group.pattern for group in config.groups], leaves)
+    mask = jax.tree.leaves(decay_mask(params, config.no_decay, config.decay_vectors))
+    rows = {}
+    for path, decays in zip(leaves, mask, strict=True):
+        group = next((group for group in config.groups if re.search(group.pattern, path)), None)
+        scale = scales.get(path, Scale())
+        rate, decay = scale.learning_rate, scale.decay * decays
+        if group is not None:
+            rate, decay = _times(rate, group.learning_rate), decay * group.decay
+        rows[path] = Scale(rate, decay)
+    return rows
+
+
+def _times(rate: float | tuple[float, ...], factor: float) -> float | tuple[float, ...]:
+    return tuple(one * factor for one in rate) if isinstance(rate, tuple) else rate * factor
+
+
+def leaves_by_path(params: PyTree) -> dict[str, Any]:
+    """Leaves by '/'-joined path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def own_ndim(path: str, leaf: Any) -> int:
+    """Dims of a layer's tensor, without the one of scanned layers."""
+    return leaf.ndim - bool(_SCANNED.search(path))
+
+
+def check_found(what: str, patterns: Iterable[str], paths: Iterable[str]) -> None:
+    """Raises ValueError for a pattern that is found in no path, with the nearest paths."""
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"{what} {pattern!r} matches no parameter; nearest paths: {', '.join(nearest(pattern, paths))}"
+            )
+
+
+def nearest(pattern: str, paths: Iterable[str], count: int = 3) -> list[str]:
+    """The paths of which the whole or one component resembles `pattern` most."""
+
+    def likeness(path: str) -> float:
+        return max(difflib.SequenceMatcher(None, pattern, part).ratio() for part in (path, *path.split("/")))
+
+    return sorted(paths, key=likeness, reverse=True)[:count]
