@@ -89,8 +89,8 @@ class DataConfig:
     """Which images, at what size, in what batches, made by how many processes."""
 
     dataset: str = "imagenet2012"
-    """`digits` (embedded, no directory), `folder` (class/image.jpg in the directory), or the name of a TFDS set,
-    with a version if you like: `imagenet2012:5.1.0`."""
+    """`digits` (embedded, no directory), `folder` (class/image.jpg in the directory), `fashion_mnist` (Debian's package
+    or its idx files in the directory), or the name of a TFDS set, with a version if you like: `imagenet2012:5.1.0`."""
     image_size: int = 224
     """Height and width of the images that the model sees."""
     batch_size: int = 1024
@@ -99,6 +99,8 @@ class DataConfig:
     """Evaluation examples in a step, over all hosts and devices; the last batch is padded and masked."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Crops, flips, RandAugment, mixing, erasing, normalisation."""
+    train_examples: int | None = None
+    """Train on so many of the training set, drawn with a fixed seed: always the same ones; None: on all."""
     on_error: Literal["raise", "skip"] = "raise"
     """A corrupt or missing image stops the run, or is left out and counted."""
     holdout: float = 0.1
@@ -118,6 +120,8 @@ class DataConfig:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.train_examples is not None and self.train_examples < 1:
+            raise ValueError(f"train_examples must be at least 1, or None for all, got {self.train_examples}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 < self.holdout < 1:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flashjax.data import described, imagenet, sources
+from flashjax.data import described, idx_source, imagenet, sources
 from flashjax.data.augment.mixing import sample_mixing
 from flashjax.data.batches import MIX, Arrays, Batches, check_seed, cores, generator
 from flashjax.data.config import AugmentConfig, DataConfig
@@ -99,6 +99,8 @@ def classification(
     if sizes is not None and data_dir is None and config.dataset != "digits":
         return _described(config, sizes)
     train, held_out = open_source(config, data_dir)
+    if config.train_examples is not None:
+        train = sources.sample(train, config.train_examples)
     process = (process_index, process_count)
     name = train.name if train.name == held_out.name else f"{train.name} / {held_out.name}"
     names = _display_names(train.class_names)
@@ -126,6 +128,8 @@ def open_source(config: DataConfig, data_dir: str | None) -> tuple[Source, Sourc
                 "--data.dataset folder, or the TFDS set in it, as in --data.dataset imagenet2012"
             )
         return sources.digits()
+    if config.dataset == "fashion_mnist" and (data_dir is None or idx_source.holds_idx(data_dir)):
+        return idx_source.fashion_mnist(data_dir)
     if data_dir is None:
         raise ValueError(f"data set {config.dataset!r} needs --data_dir (or TFDS_DATA_DIR)")
     if config.dataset == "folder":

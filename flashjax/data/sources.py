@@ -63,6 +63,38 @@ class ArraySource:
         return f"example {index} of {self.name}, class {self.class_names[int(self.labels[index])]!r}"
 
 
+class Part:
+    """Some examples of another source: `rows` int [M], in their order."""
+
+    def __init__(self, source: Source, rows: np.ndarray, name: str):
+        self.class_names, self.name = source.class_names, name
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        return self._source[int(self._rows[index])]
+
+    def describe(self, index: int) -> str:
+        return self._source.describe(int(self._rows[index]))
+
+
+def sample(source: Source, count: int) -> Source:
+    """`count` examples drawn without replacement by a fixed seed, in the order of the source.
+
+    Raises:
+        ValueError: if the source has fewer.
+    """
+    if count > len(source):
+        raise ValueError(f"train_examples is {count}, but {source.name} has {len(source)}")
+    rows = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
+    name = f"{count} of {source.name}"
+    if isinstance(source, ArraySource):
+        return ArraySource(source.images[rows], source.labels[rows], source.class_names, name)
+    return Part(source, rows, name)
+
+
 def stratified_split(labels: np.ndarray, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Indices (kept, held out): `fraction` of each class held out, the same ones for the same seed, both sorted.
 

