@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from flashjax.training.optimizers.algorithms import ALGORITHMS
+from flashjax.training.optimizers.algorithms import ALGORITHMS, NONE
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,13 @@ class OptimizerConfig:
     def _check_taken(self) -> None:
         algorithm = ALGORITHMS[self.name]
         given = {name: value for name in _ARGUMENTS if (value := getattr(self, name)) is not None}
-        if algorithm.decay is None and _known(self.weight_decay) and self.weight_decay:
+        if algorithm.decay == NONE and self.weight_decay is not None and not _is_zero(self.weight_decay):
             raise ValueError(
                 f"{self.name} has no weight decay, found {self.weight_decay}: choose adamw (decay apart from the "
                 "gradient) or adam_l2 (decay in the gradient), or set weight_decay to 0"
             )
+        if algorithm.averages and self.schedule.kind != "constant":
+            raise ValueError(f"{self.name} averages instead of a falling rate: set schedule.kind to constant")
         if unknown := given.keys() - algorithm.arguments.keys():
             values = ", ".join(f"{name} ({given[name]})" for name in sorted(unknown))
             takes = ", ".join(algorithm.arguments.keys() & set(_ARGUMENTS)) or "none of them"
@@ -177,3 +179,7 @@ TRACEABLE = ("learning_rate", "weight_decay", "b1", "b2", "eps", "momentum")
 
 def _known(value: Any) -> bool:
     return isinstance(value, (int, float))
+
+
+def _is_zero(value: Any) -> bool:
+    return _known(value) and value == 0

@@ -4,6 +4,7 @@ Groups by regular expression, masks, layer-wise decay and the scales that a para
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,18 +12,19 @@ from typing import Any
 
 import jax
 
-from flashjax.training.optimizers.config import OptimizerConfig
+from flashjax.training.optimizers.config import Group, OptimizerConfig
+from flashjax.training.optimizers.layers import layer_numbers, stack_depth
 
 PyTree = Any
-
-_SCANNED = re.compile(r"(^|/)layers/")
+Rate = float | tuple[float, ...]
+"""One factor, or one for each of a stack of layers."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """Factors of a parameter's learning rate and weight decay."""
 
-    learning_rate: float | tuple[float, ...] = 1.0
+    learning_rate: Rate = 1.0
     """Of scanned layers, either one for all or one for each."""
     decay: float = 1.0
 
@@ -63,19 +65,35 @@ def optimizer_rows(
         )
     check_found("group", [group.pattern for group in config.groups], leaves)
     mask = jax.tree.leaves(decay_mask(params, config.no_decay, config.decay_vectors))
+    depth = _layer_rates(config.layer_decay, leaves)
     rows = {}
-    for path, decays in zip(leaves, mask, strict=True):
-        group = next((group for group in config.groups if re.search(group.pattern, path)), None)
+    for (path, leaf), decays in zip(leaves.items(), mask, strict=True):
+        group = next((group for group in config.groups if re.search(group.pattern, path)), Group(path))
         scale = scales.get(path, Scale())
-        rate, decay = scale.learning_rate, scale.decay * decays
-        if group is not None:
-            rate, decay = _times(rate, group.learning_rate), decay * group.decay
-        rows[path] = Scale(rate, decay)
+        if isinstance(scale.learning_rate, tuple) and len(scale.learning_rate) != stack_depth(path, leaf):
+            raise ValueError(f"scale of {path}: {len(scale.learning_rate)} rates for {stack_depth(path, leaf)} layers")
+        rate = _product(depth[path], group.learning_rate, scale.learning_rate)
+        rows[path] = Scale(rate, decays * group.decay * scale.decay)
     return rows
 
 
-def _times(rate: float | tuple[float, ...], factor: float) -> float | tuple[float, ...]:
-    return tuple(one * factor for one in rate) if isinstance(rate, tuple) else rate * factor
+def _layer_rates(layer_decay: float | None, leaves: Mapping[str, Any]) -> dict[str, Rate]:
+    if layer_decay is None:
+        return dict.fromkeys(leaves, 1.0)
+    numbers, head = layer_numbers(leaves)
+
+    def rate(number: int) -> float:
+        return layer_decay ** (head - number)
+
+    return {path: tuple(map(rate, n)) if isinstance(n, tuple) else rate(n) for path, n in numbers.items()}
+
+
+def _product(*rates: Rate) -> Rate:
+    """Of factors one for all layers, and one for each; equal ones for each become one for all."""
+    layers = max(len(rate) if isinstance(rate, tuple) else 1 for rate in rates)
+    columns = [rate if isinstance(rate, tuple) else (rate,) * layers for rate in rates]
+    found = tuple(float(math.prod(factors)) for factors in zip(*columns, strict=True))
+    return found[0] if len(set(found)) == 1 else found
 
 
 def leaves_by_path(params: PyTree) -> dict[str, Any]:
@@ -86,7 +104,7 @@ def leaves_by_path(params: PyTree) -> dict[str, Any]:
 
 def own_ndim(path: str, leaf: Any) -> int:
     """Dims of a layer's tensor, without the one of scanned layers."""
-    return leaf.ndim - bool(_SCANNED.search(path))
+    return leaf.ndim - bool(stack_depth(path, leaf))
 
 
 def check_found(what: str, patterns: Iterable[str], paths: Iterable[str]) -> None:

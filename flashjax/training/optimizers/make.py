@@ -1,6 +1,6 @@
 """From settings to the optimizer: clipping, then the algorithm with its decay and rates by parameter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ import optax
 
 from flashjax.training.optimizers.algorithms import ALGORITHMS, Parts
 from flashjax.training.optimizers.config import OptimizerConfig
-from flashjax.training.optimizers.groups import Scale, optimizer_rows
+from flashjax.training.optimizers.groups import Scale, leaves_by_path, optimizer_rows
+from flashjax.training.optimizers.layers import is_matrix, stack_depth
 from flashjax.training.optimizers.schedules import make_schedule, schedule_multiplier
-from flashjax.training.optimizers.transforms import add_decay, clip_by_global_norm, scale_leaves
+from flashjax.training.optimizers.transforms import add_decay, by_layer, clip_by_global_norm, scale_leaves
 
 PyTree = Any
 
@@ -27,26 +28,35 @@ def make_optimizer(
 
     Raises ValueError as `optimizer_rows` does.
     """
-    rows = optimizer_rows(config, params, scales)
-    leaves, structure = jax.tree.flatten(params)
-    rates = [_broadcast(row.learning_rate, leaf) for row, leaf in zip(rows.values(), leaves, strict=True)]
-    decays = jax.tree.unflatten(structure, [row.decay for row in rows.values()])
-    rate = optax.scale_by_learning_rate(make_schedule(config, total_steps))
-    if any(not isinstance(factor, float) or factor != 1 for factor in rates):
-        rate = optax.chain(scale_leaves(jax.tree.unflatten(structure, rates)), rate)
+    algorithm = ALGORITHMS[config.name]
+    rows, leaves = optimizer_rows(config, params, scales), leaves_by_path(params)
+    rates = {path: _broadcast(row.learning_rate, leaves[path]) for path, row in rows.items()}
 
-    def falling(count):
+    def tree(values: Iterable[Any]) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(params), values)
+
+    schedule = make_schedule(config, total_steps)
+    rate = optax.scale_by_learning_rate(schedule)
+    if scaled := [path for path, row in rows.items() if row.learning_rate != 1]:
+        if not algorithm.scales:
+            raise ValueError(f"{config.name} sets its own rate and takes no factors of it, found one for {scaled[0]}")
+        rate = optax.chain(scale_leaves(tree(rates.values())), rate)
+
+    def scheduled(count: jax.Array) -> jax.Array:
         return -config.decay * schedule_multiplier(config, total_steps)(count)
 
+    decays = tree(row.decay for row in rows.values())
+    depths = tree(stack_depth(path, leaf) for path, leaf in leaves.items())
     parts = Parts(
         decay=add_decay(config.decay, decays),
         rate=rate,
-        scheduled_decay=add_decay(
-            lambda count: -config.decay * schedule_multiplier(config, total_steps)(count), decays
-        ),
+        scheduled_decay=add_decay(scheduled, decays),
+        schedule=schedule,
+        matrices=tree("matrix" if is_matrix(path, leaf) else "other" for path, leaf in leaves.items()),
+        by_layer=lambda inner: by_layer(inner, depths),
     )
-    algorithm = ALGORITHMS[config.name].build(parts, **config.arguments)
-    return algorithm if config.clip_norm is None else optax.chain(clip_by_global_norm(config.clip_norm), algorithm)
+    made = algorithm.build(parts, **config.arguments)
+    return made if config.clip_norm is None else optax.chain(clip_by_global_norm(config.clip_norm), made)
 
 
 def _broadcast(factor: float | tuple[float, ...], leaf: Any) -> float | np.ndarray:

@@ -31,7 +31,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         rate = optax.join_schedules([rise, rate], [plan.warmup_steps])
 
     def schedule(count):
-        count = jnp.asarray(count)
+        count = jnp.asarray(count, int)  # int64 where float64 is enabled: the quotients of int32 are float32
         if plan.late_by_one:
             count = jnp.maximum(count - 1, 0)
         return jnp.broadcast_to(jnp.asarray(rate(count), float), count.shape)

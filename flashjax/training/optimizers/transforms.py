@@ -1,6 +1,6 @@
 """Gradient transformations that Optax lacks, or has in another form."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,3 +63,89 @@ def scale_leaves(factors: PyTree) -> optax.GradientTransformation:
         ), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+class NadamState(NamedTuple):
+    """Moments of `scale_by_nadam`."""
+
+    count: jax.Array
+    momenta: jax.Array
+    """Product of the momenta so far."""
+    mu: PyTree
+    nu: PyTree
+
+
+def scale_by_nadam(b1: Any, b2: Any, eps: Any, momentum_decay: float = 0.004, mu_dtype: Any = None):
+    """NAdam (Dozat 2016) with its schedule of the momentum, as PyTorch: b1 (1 - 0.96^(t momentum_decay) / 2) at t.
+
+    Optax's keeps the momentum at b1.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params, dtype=mu_dtype)
+        return NadamState(jnp.zeros([], jnp.int32), jnp.ones([], float), zeros, optax.tree.zeros_like(params))
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        now, following = (b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (count, count + 1))
+        momenta = state.momenta * now
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        of_gradient, of_mean = (1 - now) / (1 - momenta), following / (1 - momenta * following)
+
+        def direction(g, m, v):
+            return ((of_gradient * g + of_mean * m) / (jnp.sqrt(v / (1 - b2**count)) + eps)).astype(g.dtype)
+
+        directions = jax.tree.map(direction, updates, mu, nu)
+        return directions, NadamState(count, momenta, optax.tree.cast(mu, mu_dtype), nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+class GradientNormState(NamedTuple):
+    """Mean squared norms of `scale_by_gradient_norm`."""
+
+    count: jax.Array
+    nu: PyTree
+
+
+def scale_by_gradient_norm(b2: Any, eps: Any) -> optax.GradientTransformation:
+    """NovoGrad's normalisation: each tensor over the root of the mean of its squared norm, which begins at the first.
+
+    Optax's `scale_by_novograd` has it together with one weight decay for all parameters.
+    """
+
+    def init(params):
+        return GradientNormState(jnp.zeros([], jnp.int32), jax.tree.map(lambda p: jnp.zeros([], p.dtype), params))
+
+    def update(updates, state, params=None):
+        del params
+        squares = jax.tree.map(lambda g: jnp.sum(g * g), updates)
+        nu = jax.tree.map(lambda s, n: jnp.where(state.count == 0, s, b2 * n + (1 - b2) * s), squares, state.nu)
+        directions = jax.tree.map(lambda g, n: g / (jnp.sqrt(n) + eps), updates, nu)
+        return directions, GradientNormState(optax.safe_increment(state.count), nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def by_layer(inner: optax.GradientTransformation, depths: PyTree) -> optax.GradientTransformation:
+    """`inner` for each layer of a stack apart, where it looks at whole tensors.
+
+    Args:
+        depths: for each parameter the size of the leading dim that stacks layers, 0 where there is none. Parameters of
+            equal depth form one stack.
+    """
+
+    def init(params):
+        return jax.vmap(inner.init)(params) if jax.tree.leaves(params) else inner.init(params)
+
+    def update(updates, state, params=None):
+        step = jax.vmap(inner.update) if jax.tree.leaves(updates) else inner.update
+        return step(updates, state, params)
+
+    kinds = set(jax.tree.leaves(depths))
+    if kinds <= {0}:
+        return inner
+    stacked = optax.GradientTransformation(init, update)
+    return optax.partition({depth: stacked if depth else inner for depth in kinds}, depths)
