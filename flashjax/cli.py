@@ -44,7 +44,7 @@ def parse(
         near = difflib.get_close_matches(name, presets, n=3, cutoff=0.3) or list(presets)
         _fail(f"unknown preset '{name}'; nearest: {', '.join(near)}. All: {', '.join(presets)}")
     default = presets[name]
-    if name != next(iter(presets)):
+    if name != next(iter(presets)) and hasattr(default, "data_dir"):
         default = dataclasses.replace(default, data_dir=data_dir)  # type: ignore[type-var]
     with friendly_errors():
         config = tyro.cli(
@@ -56,12 +56,34 @@ def parse(
             default=default,
             use_underscores=True,
             config=(tyro.conf.AvoidSubcommands,),
+            registry=_constructors(),
         )
         if getattr(config, "plan", None):
             from flashjax.planning.__main__ import show  # which stands on the trainer, as the launcher does
 
             raise SystemExit(show(program, config))
         return config
+
+
+def _constructors() -> tyro.constructors.ConstructorRegistry:
+    """How settings that are no plain values are written in one word."""
+    from flashjax.training.optimizers import Group
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def group(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type is not Group:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATTERN=RATE[,DECAY]",
+            instance_from_str=lambda words: Group.parse(words[0]),
+            is_instance=lambda value: isinstance(value, Group),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _paragraphs(text: str | None) -> str:

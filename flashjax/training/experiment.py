@@ -10,6 +10,7 @@ import numpy as np
 from flashjax.training.distributed import DistributedConfig
 from flashjax.training.mesh import MeshConfig
 from flashjax.training.optimizers import OptimizerConfig
+from flashjax.training.parametrization.config import ParametrizationConfig
 from flashjax.training.sharding import FSDP_RULES, Rules
 
 Batch = dict[str, Any]
@@ -77,6 +78,8 @@ class TrainConfig:
     """Micro-batches an update is averaged over."""
     ema_decay: float | None = None
     """Exponential moving average of the parameters, ema = d ema + (1 - d) w; evaluation then uses it."""
+    ema_warmup: bool = False
+    """Let the average forget its beginning: d_t = min(d, (1 + t) / (10 + t)) at the update t from 0."""
     log_every: int = 50
     """Steps between lines of metrics."""
     eval_every: int = 0
@@ -127,8 +130,13 @@ class RunConfig:
     """With --plan of one topology: write the compiled step to this file."""
     compiled: str | None = None
     """Use the compiled step in this file, which --save has made, and refuse it if it is of another program."""
+    watch: int = 0
+    """Steps between looks at every layer (moments of what flows, gradients, parameters, updates): watch.jsonl and the
+    report; 0: none. A look costs about a step. See docs/initialization.md."""
+    parametrization: ParametrizationConfig = field(default_factory=ParametrizationConfig)
+    """How parameters begin, and constants by which they act and learn."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """AdamW and its schedule."""
+    """The optimizer (--optimizer.name), its groups and its schedule; see docs/optimizers.md."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """Sizes of the mesh axes."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)

@@ -10,6 +10,7 @@ import numpy as np
 from flashjax.training import distributed, nonfinite
 from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.loop import Result
+from flashjax.training.optimizers import rate_columns
 from flashjax.training.parameters import parameter_table
 from flashjax.training.program import Program
 from flashjax.training.report import write_report
@@ -44,7 +45,7 @@ def dry_run(experiment: Experiment) -> None:
         names["average"] = "ema"
     trees, places = ({name: getattr(tree, part) for name, part in names.items()} for tree in (state, where))
     why = reasons(state.params, experiment.rules, program.mesh)
-    print(parameter_table(trees, places, why))
+    print(parameter_table(trees, places, why, rate_columns(program.rates)))
     title = f"{experiment.name}-{experiment.config.preset}: who holds what"
     print("layout:", write_layout(Path(experiment.workdir) / "layout.html", title, program.mesh, trees, places, why))
 
@@ -99,7 +100,8 @@ def finish(
         "report": str(workdir / "report.html"),
     }
     metrics = read_json_lines(workdir / "metrics.jsonl")
-    write_report(workdir / "report.html", experiment.name, metrics, predictions, lines, samples)
+    watched = read_json_lines(workdir / "watch.jsonl")
+    write_report(workdir / "report.html", experiment.name, metrics, predictions, lines, samples, watched)
     if samples:
         print("\n".join(samples[0]), end="\n\n")
     width = max(map(len, [*lines, *(further or {})]))

@@ -54,16 +54,20 @@ def parameter_rows(tree: PyTree, shardings: PyTree, why: Mapping[str, str] | Non
 
 
 def parameter_table(
-    trees: Mapping[str, PyTree], shardings: Mapping[str, PyTree], why: Mapping[str, str] | None = None
+    trees: Mapping[str, PyTree],
+    shardings: Mapping[str, PyTree],
+    why: Mapping[str, str] | None = None,
+    columns: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The tensors of the first tree, a line each, then the totals of every tree and of all.
 
     `trees` are named, e.g. parameters, gradients, optimizer state; `shardings` has the same names. `why` has a reason
-    for the place of each tensor, by path.
+    for the place of each tensor, by path; `columns` are further ones by header, each with a text by path.
     """
     listed, *_ = trees
+    columns = columns or {}
     rows = {name: parameter_rows(tree, shardings[name], why) for name, tree in trees.items()}
-    header = ("path", "shape", "dtype", "sharding", "bytes", "per device", "why" if why else "")
+    header = ("path", "shape", "dtype", "sharding", "bytes", "per device", *columns, "why" if why else "")
     lines = [
         (
             row.path,
@@ -72,6 +76,7 @@ def parameter_table(
             row.spec,
             human_bytes(row.bytes),
             human_bytes(row.bytes_per_device),
+            *(column.get(row.path, "") for column in columns.values()),
             row.why,
         )
         for row in rows[listed]
@@ -92,7 +97,8 @@ def parameter_table(
         everything = [row for of_tree in rows.values() for row in of_tree]
         whole, part = (sum(getattr(row, size) for row in everything) for size in ("bytes", "bytes_per_device"))
         totals.append(("in all", "", "", "", human_bytes(whole), human_bytes(part), ""))
-    return _aligned([header, *lines], [("total of", "elements in tensors", "", "", "bytes", "per device", ""), *totals])
+    parts = [header, *lines], [("total of", "elements in tensors", "", "", "bytes", "per device", ""), *totals]
+    return _aligned(*([line[:6] + ("",) * (len(header) - len(line)) + line[6:] for line in part] for part in parts))
 
 
 def human_bytes(count: int) -> str:

@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flashjax.planning.flops import count_flops
 from flashjax.training import executables, nonfinite
 from flashjax.training.checkpoints import CheckpointError, Checkpoints
-from flashjax.training.experiment import Batch, Experiment, Pipeline
+from flashjax.training.experiment import Batch, Experiment, Objective, Pipeline
 from flashjax.training.mesh import BATCH_AXES, batch_sharding, check_batch, make_mesh
-from flashjax.training.optimizers import make_optimizer
+from flashjax.training.optimizers import make_average, make_optimizer, optimizer_rows
+from flashjax.training.parametrization import parametrize
 from flashjax.training.sharding import lint, on_mesh, shardings_for
 from flashjax.training.step import TrainState, make_eval_step, make_init, make_train_step
 
@@ -31,32 +32,34 @@ class Program:
         accumulate = config.train.accumulate
         check_batch("batch size", experiment.train_data.batch_size, self.mesh, accumulate)
         check_batch("evaluation batch size", experiment.eval_data.batch_size, self.mesh)
-        init_params = jax.eval_shape(
-            make_init(experiment.objective, optax.identity(), experiment.train_data.spec, config.seed, False)
-        ).params
-        self.optimizer = make_optimizer(config.optimizer, experiment.steps, init_params)
+        init_params = self._parameters(experiment.objective)
+        self.objective = parametrize(experiment.objective, config.parametrization, init_params, self._parameters)
+        scales = self.objective.scales
+        self.rates = optimizer_rows(config.optimizer, init_params, scales)
+        self.optimizer = make_optimizer(config.optimizer, experiment.steps, init_params, scales)
         lint(init_params, experiment.rules, self.mesh)
+        average = make_average(config.optimizer, config.train.ema_decay, config.train.ema_warmup)
         self._init = make_init(
-            experiment.objective,
+            self.objective,
             self.optimizer,
             experiment.train_data.spec,
             config.seed,
-            with_ema=config.train.ema_decay is not None,
+            with_ema=average is not None,
         )
         shapes = jax.eval_shape(self._init)
-        self.shardings = shardings_for(shapes, experiment.rules, self.mesh)
+        self.shardings = shardings_for(shapes, experiment.rules, self.mesh, init_params)
         self.abstract_state: TrainState = jax.tree.map(
             lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, self.shardings
         )
         self.batch_sharding = batch_sharding(self.mesh)
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         step_fn = make_train_step(
-            experiment.objective,
+            self.objective,
             self.optimizer,
             config.seed,
             accumulate,
-            config.train.ema_decay,
-            self._constrain_micro,
+            average,
+            self.constrain_micro,
         )
         self.step_fn = on_mesh(step_fn, self.mesh)
         self.train_step = jax.jit(
@@ -65,10 +68,16 @@ class Program:
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
         )
-        self.eval_step = jax.jit(on_mesh(make_eval_step(experiment.objective), self.mesh), donate_argnums=2)
+        self.eval_step = jax.jit(on_mesh(make_eval_step(self.objective), self.mesh), donate_argnums=2)
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
-    def _constrain_micro(self, batch: Batch) -> Batch:
+    def _parameters(self, objective: Objective) -> Any:
+        """The parameters of an objective on this experiment's data, abstract."""
+        spec, seed = self.experiment.train_data.spec, self.experiment.config.seed
+        return jax.eval_shape(make_init(objective, optax.identity(), spec, seed, with_ema=False)).params
+
+    def constrain_micro(self, batch: Batch) -> Batch:
+        """Micro-batches [accumulate, rows, ...] in their places."""
         where = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
         return jax.lax.with_sharding_constraint(batch, where)
 
@@ -79,6 +88,7 @@ class Program:
             return state
         drawn = {"params": state.params, **state.collections}
         wanted = self.experiment.initial(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn))
+        wanted = {**wanted, "params": self.objective.from_model(wanted["params"])}
         filled = jax.tree.map(
             lambda new, old: (
                 old
@@ -92,7 +102,8 @@ class Program:
         )
         params = filled.pop("params")
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-        return state.replace(params=params, collections=filled, ema=ema)
+        begin = jax.jit(self.optimizer.init, out_shardings=self.shardings.opt_state)
+        return state.replace(params=params, collections=filled, opt_state=begin(params), ema=ema)
 
     def abstract_batch(self, spec: dict[str, jax.ShapeDtypeStruct]) -> Batch:
         where = self.batch_sharding
@@ -133,7 +144,7 @@ class Program:
         """Means over the evaluation set; each real example counts once. Empty where ``stop`` ended it early."""
         variables = state.variables()
         spec = data.spec
-        shapes = jax.eval_shape(self.experiment.objective.evaluate, variables, self.abstract_batch(spec))
+        shapes = jax.eval_shape(self.objective.evaluate, variables, self.abstract_batch(spec))
         totals = jax.device_put(jax.tree.map(lambda s: np.zeros((), np.float32), shapes), self.replicated)
         with contextlib.closing(data.batches()) as batches:
             for rows in batches:

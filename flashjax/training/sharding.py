@@ -120,17 +120,25 @@ def _match(rules: Rules, path: str) -> Rule:
     raise ShardingError(f"no sharding rule matches '{path}': end the rules with Rule(r'.*', fsdp) or replicate")
 
 
-def shardings_for(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+def shardings_for(tree: Any, rules: Rules, mesh: Mesh, params: Any = None) -> Any:
     """``NamedSharding`` for each leaf of a tree of arrays or ``ShapeDtypeStruct``.
+
+    Where ``params`` are given, leaves whose path ends in a parameter's but that have another shape (an optimizer's
+    factored or summed moments) are placed by ``fsdp``: the parameter's rule speaks of other dims.
 
     Raises:
         ShardingError: if no rule matches a path or a policy cannot split its tensor.
     """
 
+    shapes = {path_string(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_string(path)
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
+        of = next((at for at in range(len(path)) if path_string(path[at:]) in shapes), None)
+        if of is not None and shapes[path_string(path[of:])] != tuple(leaf.shape):
+            return NamedSharding(mesh, fsdp(tuple(leaf.shape), mesh))
         try:
             return NamedSharding(mesh, _match(rules, name).policy(tuple(leaf.shape), mesh))
         except ShardingError as error:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from flashjax.training.experiment import Batch, Metrics, Objective, Variables
+from flashjax.training.optimizers import Average
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -21,7 +22,7 @@ class TrainState(flax.struct.PyTreeNode):
     """Mutable collections of the model, such as ``batch_stats``."""
     opt_state: optax.OptState
     ema: Any
-    """Average of ``params``, or ``None``."""
+    """What evaluation uses instead of ``params``, an average of them; or ``None``."""
     halted: jax.Array
     """bool scalar: the last update was NaN or Inf and was not applied. The state is still the one that met the batch,
     and stays so until the host has kept a copy and cleared the flag."""
@@ -60,23 +61,15 @@ def make_init(
     return init
 
 
-def make_train_step(
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    accumulate: int = 1,
-    ema_decay: float | None = None,
-    constrain: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One update: ``(state, batch) -> (state, metrics)``.
+def make_gradients(
+    objective: Objective, accumulate: int = 1, constrain: Callable[[Batch], Batch] = lambda batch: batch
+) -> Callable[[Any, Variables, Batch, jax.Array], tuple[jax.Array, Metrics, Variables, Any]]:
+    """``(params, collections, prepared batch, key) -> (loss, metrics, collections, gradients)`` of a step.
 
     Args:
         accumulate: micro-batches; each takes every ``accumulate``-th row, so that rows stay on their device. Loss,
             metrics and gradients are means over them; mutable collections pass from one to the next.
         constrain: places micro-batches ``[accumulate, rows, ...]`` on the mesh.
-
-    An update whose loss or gradient norm is not finite is not applied: the state stays, ``halted`` is set, and
-    further steps do nothing until it is cleared.
     """
 
     def loss_fn(params: Any, collections: Variables, batch: Batch, key: jax.Array):
@@ -87,9 +80,9 @@ def make_train_step(
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def gradients(state: TrainState, batch: Batch, key: jax.Array):
+    def gradients(params: Any, collections: Variables, batch: Batch, key: jax.Array):
         if accumulate == 1:
-            (loss, (metrics, collections)), grads = grad_fn(state.params, state.collections, batch, key)
+            (loss, (metrics, collections)), grads = grad_fn(params, collections, batch, key)
             return loss, metrics, collections, grads
         split = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         split = constrain(split)
@@ -97,30 +90,48 @@ def make_train_step(
         def body(carry, xs):
             collections, total = carry
             micro, micro_key = xs
-            (loss, (metrics, collections)), grads = grad_fn(state.params, collections, micro, micro_key)
+            (loss, (metrics, collections)), grads = grad_fn(params, collections, micro, micro_key)
             return (collections, jax.tree.map(jnp.add, total, (loss, metrics, grads))), None
 
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], split)
-        shapes = jax.eval_shape(grad_fn, state.params, state.collections, first, key)
+        shapes = jax.eval_shape(grad_fn, params, collections, first, key)
         (loss_s, (metrics_s, _)), grads_s = shapes
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss_s, metrics_s, grads_s))
-        (collections, sums), _ = jax.lax.scan(body, (state.collections, zeros), (split, keys))
+        (collections, sums), _ = jax.lax.scan(body, (collections, zeros), (split, keys))
         loss, metrics, grads = jax.tree.map(lambda x: x / accumulate, sums)
         return loss, metrics, collections, grads
+
+    return gradients
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+    average: Average | None = None,
+    constrain: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """One update: ``(state, batch) -> (state, metrics)``; ``accumulate`` and ``constrain`` as of ``make_gradients``.
+
+    An update whose loss or gradient norm is not finite is not applied: the state stays, ``halted`` is set, and
+    further steps do nothing until it is cleared.
+    """
+    gradients = make_gradients(objective, accumulate, constrain)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         data_key, model_key = step_rngs(seed, state.step)
         with jax.named_scope("prepare"):
             prepared = objective.prepare(batch, data_key)
-        loss, metrics, collections, grads = gradients(state, prepared, model_key)
+        loss, metrics, collections, grads = gradients(state.params, state.collections, prepared, model_key)
         with jax.named_scope("optimizer"):
             grad_norm = optax.global_norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             ema = state.ema
-            if ema_decay is not None:
-                ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+            if average is not None:
+                ema = average(ema, params, opt_state, state.step)
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             apply = finite & ~state.halted
             new = TrainState(

@@ -32,7 +32,9 @@ def test_cosine_reproduces_the_swin_recipe(epoch, rate):
 
 
 def test_cosine_equals_its_formula_and_stays_at_the_minimum():
-    config = OptimizerConfig(0.5, schedule=ScheduleConfig(warmup_steps=4, warmup_init_lr=0.1, min_lr=0.05))
+    config = OptimizerConfig(
+        learning_rate=0.5, schedule=ScheduleConfig(warmup_steps=4, warmup_init_lr=0.1, min_lr=0.05)
+    )
     t = np.arange(25)
     rise = 0.1 + t * (0.5 - 0.1) / 4
     fall = 0.05 + 0.5 * (0.5 - 0.05) * (1 + np.cos(np.pi * np.minimum(t - 4, 16) / 16))
@@ -45,8 +47,8 @@ def test_late_by_one_repeats_the_first_rate():
     plain = ScheduleConfig(warmup_steps=3, warmup_init_lr=0.1, min_lr=0.01)
     late = ScheduleConfig(warmup_steps=3, warmup_init_lr=0.1, min_lr=0.01, late_by_one=True)
     steps = jnp.arange(10)
-    on_time = make_schedule(OptimizerConfig(1.0, schedule=plain), 10)(steps)
-    delayed = make_schedule(OptimizerConfig(1.0, schedule=late), 10)(steps)
+    on_time = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=plain), 10)(steps)
+    delayed = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=late), 10)(steps)
     assert delayed[0] == delayed[1] == pytest.approx(0.1)
     np.testing.assert_array_equal(delayed[1:], on_time[:-1])
 
@@ -65,18 +67,18 @@ def test_late_by_one_repeats_the_first_rate():
     ],
 )
 def test_other_schedules(schedule, expected):
-    config = OptimizerConfig(1.0, schedule=schedule)
+    config = OptimizerConfig(learning_rate=1.0, schedule=schedule)
     np.testing.assert_allclose(make_schedule(config, 6)(jnp.arange(8)), expected, rtol=1e-6)
 
 
 def test_a_run_shorter_than_its_warmup_only_warms_up():
-    config = OptimizerConfig(1.0, schedule=ScheduleConfig(warmup_steps=100))
+    config = OptimizerConfig(learning_rate=1.0, schedule=ScheduleConfig(warmup_steps=100))
     np.testing.assert_allclose(make_schedule(config, 5)(jnp.arange(5)), np.arange(5) / 100, rtol=1e-6)
 
 
 def test_a_zero_rate_leaves_parameters_bit_equal():
     params = {"kernel": jnp.full((2, 2), 3.0)}
-    optimizer = make_optimizer(OptimizerConfig(0.0), 10, params)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.0), 10, params)
     updates, _ = optimizer.update({"kernel": jnp.ones((2, 2))}, optimizer.init(params), params)
     np.testing.assert_array_equal(optax.apply_updates(params, updates)["kernel"], params["kernel"])
 
@@ -92,7 +94,7 @@ def test_a_zero_rate_leaves_parameters_bit_equal():
         (lambda: OptimizerConfig(b2=1.0), "b2 is 1.0"),
         (lambda: OptimizerConfig(clip_norm=0.0), "clip_norm is 0.0"),
         (lambda: OptimizerConfig(weight_decay=-0.1), "weight_decay is -0.1"),
-        (lambda: OptimizerConfig(1e-4, schedule=ScheduleConfig(min_lr=1e-3)), "above the learning_rate"),
+        (lambda: OptimizerConfig(learning_rate=1e-4, schedule=ScheduleConfig(min_lr=1e-3)), "above the learning_rate"),
         (
             lambda: make_schedule(OptimizerConfig(schedule=ScheduleConfig("cosin")), 9),  # type: ignore[arg-type]
             "unknown schedule 'cosin'",

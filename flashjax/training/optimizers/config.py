@@ -1,6 +1,7 @@
 """The settings of an optimizer: algorithm, rates, decay, groups of parameters, schedule."""
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -62,11 +63,29 @@ class Group:
             if getattr(self, name) < 0:
                 raise ValueError(f"group {self.pattern!r}: {name} is {getattr(self, name)}; it must not be negative")
 
+    @classmethod
+    def parse(cls, text: str) -> "Group":
+        """From a command line: PATTERN=RATE or PATTERN=RATE,DECAY.
+
+        Raises ValueError for what is neither.
+        """
+        pattern, _, factors = text.rpartition("=")
+        numbers = re.fullmatch(r"([^,]+)(?:,([^,]+))?", factors)
+        if not pattern or numbers is None:
+            raise ValueError(f"group {text!r} is not PATTERN=RATE or PATTERN=RATE,DECAY")
+        return cls(pattern, float(numbers[1]), float(numbers[2] or 1))
+
+    def __str__(self) -> str:
+        return f"{self.pattern}={self.learning_rate:g},{self.decay:g}"
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """An algorithm by name, its constants, and which parameters it treats otherwise than the rest."""
 
+    name: str = "adamw"
+    """Algorithm: adamw, adamw_paper, adam, adam_l2, sgd, nadam, nadamw, radam, adamax, adagrad, rmsprop, adabelief,
+    lion, muon, adafactor, lamb, lars, novograd, schedule_free_adamw or prodigy; docs/optimizers.md has the table."""
     learning_rate: float = 1e-3
     """Peak learning rate, already scaled to the batch."""
     b1: float | None = None
@@ -86,8 +105,6 @@ class OptimizerConfig:
     """Global norm to which the gradient is clipped; None leaves it as it is."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """The learning rate over the run."""
-    name: str = "adamw"
-    """Algorithm; docs/optimizers.md has the table: adamw, adamw_paper, adam, adam_l2, sgd, lion, muon, ..."""
     momentum: float | None = None
     """Momentum of sgd and its like; default: the algorithm's own."""
     nesterov: bool | None = None
@@ -95,7 +112,8 @@ class OptimizerConfig:
     mu_dtype: Literal["bfloat16", "float32"] | None = None
     """Dtype of the first moment; default: that of the parameters. bfloat16 saves two bytes a parameter."""
     groups: tuple[Group, ...] = ()
-    """Factors of learning rate and decay by path; the first group that matches a path holds."""
+    """Factors of learning rate and decay by path; the first group that matches a path holds. On a command line:
+    PATTERN=RATE or PATTERN=RATE,DECAY, as in 'head=10' '^embed=0.5,0'."""
     layer_decay: float | None = None
     """Factor of the learning rate from a block to the one below: 1 at the head, this at the last block, least at the
     embeddings."""

@@ -77,6 +77,21 @@ def optimizer_rows(
     return rows
 
 
+def rate_columns(rows: Mapping[str, Scale]) -> dict[str, dict[str, str]]:
+    """Two columns for the table of parameters: by header, the factors as text by path; of a stack, from first to last.
+
+    `rows` are those of `optimizer_rows`.
+    """
+
+    def text(rate: Rate) -> str:
+        return f"{rate[0]:.4g} to {rate[-1]:.4g}" if isinstance(rate, tuple) else f"{rate:.4g}"
+
+    return {
+        "rate": {path: text(row.learning_rate) for path, row in rows.items()},
+        "decay": {path: text(row.decay) for path, row in rows.items()},
+    }
+
+
 def _layer_rates(layer_decay: float | None, leaves: Mapping[str, Any]) -> dict[str, Rate]:
     if layer_decay is None:
         return dict.fromkeys(leaves, 1.0)

@@ -51,7 +51,9 @@ def schedule_multiplier(config: OptimizerConfig, total_steps: int) -> optax.Sche
     if isinstance(peak, (int, float)) and peak == 0 and any(named.values()):
         raise ValueError(f"learning_rate is 0 and {named}: a schedule's multiplier needs a peak to divide them by")
     relative: dict[str, Any] = {name: value / peak if value else 0.0 for name, value in named.items()}
-    return make_schedule(OptimizerConfig(1.0, schedule=dataclasses.replace(plan, **relative)), total_steps)
+    return make_schedule(
+        OptimizerConfig(learning_rate=1.0, schedule=dataclasses.replace(plan, **relative)), total_steps
+    )
 
 
 def _after_warmup(plan: ScheduleConfig, peak: Any, length: int) -> optax.Schedule:
