@@ -5,7 +5,7 @@ function here; all else is as its source has it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,7 +124,7 @@ def lion(parts: Parts, *, b1=0.9, b2=0.99, mu_dtype=None):
 
 
 def muon(parts: Parts, *, momentum=0.95, nesterov=True, b1=0.9, b2=0.999, eps=1e-8, mu_dtype=None):
-    directions = {
+    directions: dict[Hashable, optax.GradientTransformation] = {
         "matrix": parts.by_layer(_orthogonal(momentum, nesterov, mu_dtype)),
         "other": optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
     }

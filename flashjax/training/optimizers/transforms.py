@@ -68,7 +68,7 @@ def scale_leaves(factors: PyTree) -> optax.GradientTransformation:
 class NadamState(NamedTuple):
     """Moments of `scale_by_nadam`."""
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     momenta: jax.Array
     """Product of the momenta so far."""
     mu: PyTree
@@ -106,7 +106,7 @@ def scale_by_nadam(b1: Any, b2: Any, eps: Any, momentum_decay: float = 0.004, mu
 class GradientNormState(NamedTuple):
     """Mean squared norms of `scale_by_gradient_norm`."""
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     nu: PyTree
 
 
