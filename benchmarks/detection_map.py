@@ -129,10 +129,10 @@ def _records(
             {"image_id": i, "category_id": c, "bbox": b, "score": s}
             for i, c, s, b in zip(*columns, boxes.tolist(), strict=True)
         ]
-    from flashjax.evaluation.detection import masks
+    from flashjax.evaluation.detection.polygons import from_polygons
 
     outlines = _outline(rng, boxes, 24).reshape(len(boxes), 1, -1)
-    strings = masks.from_polygons(outlines, size[image]).strings()
+    strings = from_polygons(outlines, size[image]).strings()
     return [
         {"image_id": i, "category_id": c, "segmentation": {"size": hw, "counts": text}, "score": s}
         for i, c, s, hw, text in zip(*columns, size[image].tolist(), strings, strict=True)
@@ -176,13 +176,13 @@ def _add_polygons(
     rng: np.random.Generator, annotations: list[dict[str, Any]], size: np.ndarray, boxes: np.ndarray, crowd: np.ndarray
 ) -> None:
     """Polygons for the objects, runs for the crowds."""
-    from flashjax.evaluation.detection import masks
+    from flashjax.evaluation.detection.polygons import from_polygons
 
     outlines = _outline(rng, boxes, 24).reshape(len(boxes), -1).tolist()
     for i, (annotation, outline) in enumerate(zip(annotations, outlines, strict=True)):
         annotation["segmentation"] = [outline]
         if crowd[i]:
-            bounds = masks.from_polygons([[outline]], size[i : i + 1]).bounds
+            bounds = from_polygons([[outline]], size[i : i + 1]).bounds
             runs = np.diff(bounds, prepend=0, append=int(size[i].prod()))
             annotation["segmentation"] = {"size": size[i].tolist(), "counts": runs.tolist()}
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from flashjax.evaluation.detection import PROTOCOLS, Evaluator, evaluate, masks
+from flashjax.evaluation.detection.mask_overlap import intersections
+from flashjax.evaluation.detection.polygons import from_boxes, from_polygons
 from tests.evaluation.detection.scenarios import SIZE, lvis_scenario, scenario
 
 REASON = "parity needs the extra: pip install 'flashjax[parity]'"
@@ -129,7 +131,7 @@ def test_codec_equals_pycocotools():
             parts.append(points.reshape(-1).tolist())
         polygons.append(parts)
         sizes.append(size)
-    ours = masks.from_polygons(polygons, np.array(sizes))
+    ours = from_polygons(polygons, np.array(sizes))
     theirs = [codec.merge(codec.frPyObjects(p, *size)) for p, size in zip(polygons, sizes, strict=True)]
     assert ours.strings() == [rle["counts"].decode() for rle in theirs]
     read = masks.from_strings([rle["counts"] for rle in theirs], np.array(sizes))
@@ -141,9 +143,9 @@ def test_codec_equals_pycocotools():
     same = np.arange(0, 150, 3)
     a, b = rng.choice(same, 200), rng.choice(same, 200)
     shared = [codec.area(codec.merge([theirs[i], theirs[j]], True)) for i, j in zip(a, b, strict=True)]
-    np.testing.assert_array_equal(masks.intersections(ours, ours, a, b), shared)
+    np.testing.assert_array_equal(intersections(ours, ours, a, b), shared)
     boxes = np.concatenate([rng.uniform(-20, 100, (60, 2)), rng.uniform(0, 60, (60, 2))], 1)
-    drawn = masks.from_boxes(boxes, np.tile(SIZE, (60, 1)))
+    drawn = from_boxes(boxes, np.tile(SIZE, (60, 1)))
     assert drawn.strings() == [rle["counts"].decode() for rle in codec.frPyObjects(boxes, *SIZE)]
 
 

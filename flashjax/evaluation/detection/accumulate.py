@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.matching import Takes
+from flashjax.evaluation.detection.ragged import offsets
 
 Array = np.ndarray
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flashjax.evaluation.detection import masks as m
+from flashjax.evaluation.detection import polygons
 from flashjax.evaluation.detection.fields import (
     AreaFrom,
     BoxFormat,
@@ -118,7 +119,7 @@ def detections(
     area = None if boxes is None else boxes[:, 2] * boxes[:, 3]
     if iou_type == "segm":
         if given.get("segmentation") is None and boxes is not None:
-            masks = m.from_boxes(boxes, known_sizes(catalogue.sizes[image], source, what))
+            masks = polygons.from_boxes(boxes, known_sizes(catalogue.sizes[image], source, what))
         else:
             masks = _array_masks(given, count, catalogue.sizes[image], source, what)
     if iou_type == "keypoints":

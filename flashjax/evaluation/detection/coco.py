@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flashjax.evaluation.detection import masks as m
+from flashjax.evaluation.detection import polygons
 from flashjax.evaluation.detection.fields import (
     AreaFrom,
     Records,
@@ -153,7 +153,7 @@ def detections(records: Records, catalogue: Catalogue, iou_type: str, source: st
     if iou_type == "segm" or (count and iou_type == "bbox" and boxes is None):
         sizes = catalogue.sizes[image]
         if boxes is not None and not any("segmentation" in r for r in records):
-            masks = m.from_boxes(boxes, known_sizes(sizes, source, what))
+            masks = polygons.from_boxes(boxes, known_sizes(sizes, source, what))
         elif boxes is not None and not all("segmentation" in r for r in records):
             given = [r.get("segmentation") for r in records]
             given = [rectangle(b) if s is None else s for s, b in zip(given, boxes.tolist(), strict=True)]

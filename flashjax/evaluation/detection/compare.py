@@ -6,7 +6,6 @@ import numpy as np
 
 from flashjax.evaluation.detection import overlaps
 from flashjax.evaluation.detection.accumulate import Ranking, class_offsets
-from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.matching import MOST_THRESHOLDS, match_greedily, match_voc
 from flashjax.evaluation.detection.overlaps import (
     BoxMeasure,
@@ -17,6 +16,7 @@ from flashjax.evaluation.detection.overlaps import (
     stable_order,
 )
 from flashjax.evaluation.detection.protocols import Protocol
+from flashjax.evaluation.detection.ragged import offsets
 from flashjax.evaluation.detection.tables import Detections, GroundTruth, take_rows
 
 Array = np.ndarray

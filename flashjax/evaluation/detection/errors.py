@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashjax.evaluation.detection import compare, overlaps
-from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.matching import match_greedily
+from flashjax.evaluation.detection.ragged import offsets
 from flashjax.evaluation.detection.result import Matches, Result
 
 Array = np.ndarray

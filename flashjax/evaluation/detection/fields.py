@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from flashjax.evaluation.detection import masks as m
+from flashjax.evaluation.detection import polygons
 from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of
 
 Array = np.ndarray
@@ -134,7 +135,10 @@ def known_sizes(sizes: Array, source: str, what: str) -> Array:
 
 def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what: str) -> m.AnyMasks:
     """Masks of polygons, run lengths and compressed run lengths, in their order."""
-    kinds = np.array([_segmentation_kind(one, row, source, what) for row, one in enumerate(given)], np.int8)
+    kinds = np.array(
+        [0 if type(one) is list and one else _segmentation_kind(one, row, source, what) for row, one in enumerate(given)],
+        np.int8,
+    )
     if not len(kinds):
         return m.Masks.empty()
     name = f"{source}: {what}"
@@ -153,7 +157,7 @@ def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what:
     if (kinds == 2).all():
         return m.from_strings([one["counts"] for one in given], sizes, name)
     parts, rows = [], []
-    for kind, make in enumerate((m.from_polygons, m.from_counts, _decoded)):
+    for kind, make in enumerate((polygons.from_polygons, m.from_counts, _decoded)):
         chosen = np.flatnonzero(kinds == kind)
         if len(chosen):
             picked = [given[row] if kind == 0 else given[row]["counts"] for row in chosen.tolist()]

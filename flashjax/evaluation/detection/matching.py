@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashjax.evaluation.detection.masks import offsets
 from flashjax.evaluation.detection.overlaps import Pairs, stable_order
 from flashjax.evaluation.detection.protocols import Protocol
+from flashjax.evaluation.detection.ragged import offsets
 
 Array = np.ndarray
 MOST_THRESHOLDS = 63

@@ -10,7 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from flashjax.evaluation.detection.masks import AnyMasks, Encoded, Masks, Opened, intersections, pieces, ragged
+from flashjax.evaluation.detection.mask_overlap import intersections
+from flashjax.evaluation.detection.masks import AnyMasks, Encoded, Masks, Opened
+from flashjax.evaluation.detection.ragged import pieces, ragged
 from flashjax.evaluation.detection.tables import Detections, GroundTruth
 
 Array = np.ndarray
@@ -148,7 +150,8 @@ class CornerMeasure:
 class MaskMeasure:
     """Intersection over union of masks; over the detection's area alone for a crowd.
 
-    Most pairs fall out before a pixel is compared: by their areas, then by their boxes.
+    Most pairs fall out before a pixel is compared: by their areas, by their columns, then by their boxes; masks of
+    detections are decoded only when columns let them pass.
 
     Attributes:
         areas: int64, pixels of each detection's mask; of encoded ones, known for the blocks that were prepared.
@@ -170,23 +173,31 @@ class MaskMeasure:
 
     def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
         mine, other = self.areas[rows].astype(np.float64), self.other_area[truths].astype(np.float64)
-        crowd = self.crowd[truths]
+        crowd, whole_box = self.crowd[truths], self.other_boxes[truths]
         reach = np.arange(len(rows))
-        if least > 0:  # in whole numbers of pixels, with room for the last bit of the quotient
-            bound = np.minimum(mine, other)
-            whole = np.where(crowd, mine, np.maximum(mine, other))
-            reach = np.flatnonzero((bound >= whole * (least * (1 - 1e-12))) & (bound > 0))
+
+        def narrow(bound: Array) -> Array:
+            """Of ``reach``, those that can overlap enough if they share at most ``bound`` pixels."""
+            m, o = mine[reach], other[reach]
+            bound = np.minimum(bound, np.minimum(m, o))
+            union = np.where(crowd[reach], m, m + o - bound)  # with room for the last bit of the quotient:
+            return reach[np.flatnonzero((bound > 0) & (bound >= union * (least * (1 - 1e-12))))]
+
+        reach = narrow(np.full(len(rows), np.inf))
+        if self.opened is not None:
+            box = whole_box[reach]
+            columns = self.opened.columns[self.place[rows[reach]]]
+            width = np.minimum(columns[:, 1] + 1, box[:, 0] + box[:, 2]) - np.maximum(columns[:, 0], box[:, 0])
+            reach = narrow(np.maximum(width, 0) * box[:, 3])
         different, place = np.unique(rows[reach], return_inverse=True)
         decoded = self.found.take(different) if self.opened is None else self.opened.take(self.place[different])
-        box, whole_box = decoded.boxes()[place], self.other_boxes[truths[reach]]
+        slot = np.zeros(len(rows), np.int64)
+        slot[reach] = place
+        box, whole_box = decoded.boxes()[place], whole_box[reach]
         size = np.minimum(box[:, :2] + box[:, 2:], whole_box[:, :2] + whole_box[:, 2:])
         size -= np.maximum(box[:, :2], whole_box[:, :2])
-        bound = np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0)
-        bound = np.minimum(bound, np.minimum(mine, other)[reach])
-        union = np.where(crowd[reach], mine[reach], mine[reach] + other[reach] - bound)
-        near = np.flatnonzero((bound > 0) & (bound >= union * (least * (1 - 1e-12))))
-        reach = reach[near]
-        common = intersections(decoded, self.others, place[near], truths[reach]).astype(np.float64)
+        reach = narrow(np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0))
+        common = intersections(decoded, self.others, slot[reach], truths[reach]).astype(np.float64)
         union = np.where(crowd[reach], mine[reach], mine[reach] + other[reach] - common)
         overlap = np.zeros(len(rows))
         overlap[reach] = np.divide(common, union, out=np.zeros(len(reach)), where=common > 0)

@@ -147,7 +147,8 @@ class Evaluator:
         flat = {}
         for key, value in self._columns().items():
             if isinstance(value, m.Masks):
-                flat |= {f"{key}/{name}": getattr(value, name) for name in ("sizes", "starts", "bounds")}
+                bounds, starts = value.of_rows(slice(None))
+                flat |= {f"{key}/sizes": value.sizes, f"{key}/lengths": np.diff(starts), f"{key}/bounds": bounds}
             else:
                 flat[key] = value
         np.savez(file, allow_pickle=False, **flat)
@@ -211,7 +212,7 @@ class Evaluator:
             for key in file.files:
                 name, _, field = key.partition("/")
                 if field == "sizes":
-                    part[name] = m.Masks(*(file[f"{name}/{f}"] for f in ("sizes", "starts", "bounds")))
+                    part[name] = m.Masks.of(*(file[f"{name}/{f}"] for f in ("sizes", "lengths", "bounds")))
                 elif not field:
                     part[key] = file[key]
         if len(part["images"]):

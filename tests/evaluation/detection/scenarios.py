@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from flashjax.evaluation.detection import masks
+from flashjax.evaluation.detection.polygons import from_polygons
 
 SIZE = (96, 112)
 
@@ -146,7 +147,7 @@ def _outline(rng: np.random.Generator, box: list[float]) -> list[float]:
 
 
 def _drawn(rng: np.random.Generator, box: list[float]) -> masks.Masks:
-    return masks.from_polygons([[_outline(rng, box) for _ in range(int(rng.choice([1, 1, 2])))]], np.array([SIZE]))
+    return from_polygons([[_outline(rng, box) for _ in range(int(rng.choice([1, 1, 2])))]], np.array([SIZE]))
 
 
 def _coded(rng: np.random.Generator, box: list[float]) -> dict[str, Any]:

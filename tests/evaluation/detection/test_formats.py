@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flashjax.evaluation.detection import evaluate, load, masks
+from flashjax.evaluation.detection.polygons import from_boxes
 from tests.evaluation.detection.scenarios import SIZE, lvis_scenario, scenario
 
 TRUTH = {
@@ -102,7 +103,7 @@ def test_area_may_be_computed():
 
 def test_detections_without_a_box_or_a_mask():
     """Boxes from masks, and masks from boxes, as COCO's program makes them."""
-    coded = {"size": [100, 120], "counts": masks.from_boxes([(1, 1, 10, 10)], [(100, 120)]).strings()[0]}
+    coded = {"size": [100, 120], "counts": from_boxes([(1, 1, 10, 10)], [(100, 120)]).strings()[0]}
     only_mask = [{"image_id": 7, "category_id": 2, "score": 0.9, "segmentation": coded}]
     truth = changed(TRUTH, ["annotations", 0], bbox=[1, 1, 10, 10])
     assert evaluate(truth, only_mask).matches.overlaps[0] == 1
@@ -231,7 +232,7 @@ def test_empty_and_broken_files(tmp_path):
         evaluate(tmp_path, tmp_path, "voc2007")
 
 
-CODED = {"size": [100, 120], "counts": masks.from_boxes([(1, 1, 10, 10)], [(100, 120)]).strings()[0]}
+CODED = {"size": [100, 120], "counts": from_boxes([(1, 1, 10, 10)], [(100, 120)]).strings()[0]}
 
 
 @pytest.mark.parametrize(

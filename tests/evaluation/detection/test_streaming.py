@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flashjax.evaluation.detection import Evaluator, evaluate, masks
+from flashjax.evaluation.detection import Evaluator, evaluate
+from flashjax.evaluation.detection.polygons import from_boxes
 from tests.evaluation.detection.scenarios import SIZE, scenario
 
 SLOTS = 9
@@ -65,7 +66,7 @@ def prepared(seed, kind):
 
 
 def _square(box):
-    return masks.from_boxes([box], [SIZE]).strings()[0]
+    return from_boxes([box], [SIZE]).strings()[0]
 
 
 def evaluator(made, kind):
