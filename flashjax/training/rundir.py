@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from flashjax.training.checkpoints import Checkpoints
 from flashjax.training.experiment import CheckpointConfig
+from flashjax.training.parametrization import multiply
 
 FREE_FIELDS = (
     *(
@@ -31,6 +32,7 @@ FREE_FIELDS = (
         "search",
         "save",
         "compiled",
+        "watch",
         "images",
         "mesh.",
         "checkpoint.",
@@ -87,6 +89,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def watch(self) -> Path:
+        return self.path / "watch.jsonl"
 
     @property
     def report(self) -> Path:
@@ -157,7 +163,7 @@ class FinishedRun:
     config: dict[str, Any]
     class_names: tuple[str, ...]
     variables: dict[str, Any]
-    """Host arrays."""
+    """Host arrays, as the model takes them: the multipliers of the run's parametrization are in them."""
 
 
 def finished_run(workdir: str | Path, checkpoint: CheckpointConfig | None = None) -> FinishedRun | None:
@@ -176,7 +182,9 @@ def finished_run(workdir: str | Path, checkpoint: CheckpointConfig | None = None
         if step is None:
             return None
         names = tuple(facts.get("class_names", ()))
-        return FinishedRun(step, _tuples(facts["config"]), names, checkpoints.restore_variables(step))
+        variables = checkpoints.restore_variables(step)
+        variables["params"] = multiply(facts.get("multipliers", {}), variables["params"])
+        return FinishedRun(step, _tuples(facts["config"]), names, variables)
     finally:
         checkpoints.close()
 

@@ -34,6 +34,7 @@ class ModelConfig(Protocol):
 
     def at_width(self, width: int, keep: Keep = "head_dim") -> "ModelConfig":
         """The same model, narrower or wider, with heads as wide or with as many heads."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,22 @@ _STREAM = 0x1417
 
 
 def parametrize(
-    objective: "Objective", config: ParametrizationConfig, shapes: Callable[["Objective"], PyTree]
+    objective: "Objective",
+    config: ParametrizationConfig,
+    params: PyTree,
+    shapes: Callable[["Objective"], PyTree],
 ) -> Parametrized:
-    """`objective` under `config`.
+    """`objective`, whose parameters are `params` (abstract will do), under `config`.
 
     Args:
-        shapes: gives the parameters of an objective, abstract ones.
+        shapes: gives the parameters, abstract ones, of the base model's objective, where the preset has one.
 
     Raises ParametrizationError or ValueError where the preset and the model do not fit.
     """
     model = _model_config(objective)
-    parameters = tensors(shapes(objective), getattr(model, "head_width", None))
+    parameters = tensors(params, getattr(model, "head_width", None))
     if config.preset == "mup":
-        table = _mup(objective, config, shapes, parameters)
+        table = _mup(objective, config, parameters, shapes)
     else:
         if config.preset == "t5":
             _check_t5(model, parameters)
@@ -107,7 +111,10 @@ def parametrize(
 
 
 def _mup(
-    objective: "Objective", config: ParametrizationConfig, shapes: Callable, wide: Mapping[str, Tensor]
+    objective: "Objective",
+    config: ParametrizationConfig,
+    wide: Mapping[str, Tensor],
+    shapes: Callable[["Objective"], PyTree],
 ) -> dict[str, Leaf]:
     model = _model_config(objective)
     if not hasattr(model, "at_width"):

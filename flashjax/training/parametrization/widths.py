@@ -10,8 +10,8 @@ Yang et al. 2021, "Tensor Programs V" (arXiv 2203.03466), table 8, for Adam. Wit
 | queries | | | logits by 1 / d: sqrt(d_base / d) | | |
 
 Which dims grow is read off the shapes of the base model; a kernel inside that leads to no more channels than the base
-model's, as one to the shared head of a gated attention unit, is an output. Decay times r keeps learning rate x decay where it was. A tied
-head is the embedding: its 1 / r goes to the last norm, in whose parameters the logits are linear.
+model's, as one to the shared head of a gated attention unit, is an output. Decay times r keeps learning rate x decay
+where it was. A tied head is the embedding: its 1 / r goes to the last norm, in whose parameters the logits are linear.
 """
 
 import dataclasses
