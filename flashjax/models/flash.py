@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from flashjax.layers.initializers import KERNELS, NORMAL
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import positions_of, rope_frequencies, rotate, t5_bucket
+from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
 from flashjax.models.transformer import Table, project
 from flashjax.ops import gated_attention as ops
@@ -246,6 +247,8 @@ class GatedAttention(nn.Module):
         beta = self.param("beta", nn.initializers.zeros, (cfg.projections, cfg.head_dim)).astype(Z.dtype)
         heads = [self.turn(gamma[i] * Z + beta[i], context["positions"]) for i in range(cfg.projections)]
         bias = RelativeBias(cfg, name="relative") if cfg.bias_kind != "none" else None
+        # Of pairs inside chunks, too, where kind is flash; squared ReLU has other factors in place of 1 / sqrt(s).
+        show_logits(self, heads[0][:, :, None], heads[1][:, :, None], cfg.head_dim**-0.5)
         attend = self.mixed_chunk if cfg.kind == "flash" else self.quadratic
         AV, state = attend(heads, V, bias, state, context)
         return dense(cfg.width, name="out")(U * AV), state

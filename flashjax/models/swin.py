@@ -11,6 +11,7 @@ map; h heads; d = C/h channels of a head; K classes.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,10 @@ from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm
+from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
 from flashjax.ops import windows as win
+from flashjax.ops.dense import dot_general
 from flashjax.ops.resize import resize_bicubic
 
 Images = Num[Array | np.ndarray, "B height width chans"]
@@ -123,8 +126,8 @@ class SwinConfig:
 
 
 def _dense(config: SwinConfig, features: int, name: str, use_bias: bool = True) -> nn.Dense:
-    kernel_init = KERNELS[config.initializer]
-    return nn.Dense(features, use_bias=use_bias, dtype=config.dtype, kernel_init=kernel_init, name=name)
+    options: Any = {"dtype": config.dtype, "kernel_init": KERNELS[config.initializer], "dot_general": dot_general}
+    return nn.Dense(features, use_bias=use_bias, name=name, **options)
 
 
 class PatchEmbed(nn.Module):
@@ -177,9 +180,12 @@ class WindowAttention(nn.Module):
         else:
             q, k = _unit(q), _unit(k)
         logits = jnp.einsum("BLnhd,BLmhd->BLhnm", q, k, preferred_element_type=jnp.float32)
+        scale: Any = 1.0  # version 1 has it in q
         if cfg.version == 2:
             scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (heads, 1, 1))
-            logits = logits * jnp.exp(jnp.minimum(scale, math.log(100)))
+            scale = jnp.exp(jnp.minimum(scale, math.log(100)))
+            logits = logits * scale
+        show_logits(self, q, k, scale)
         logits = logits + self.position_bias(N)
         if mask is not None:
             logits = logits + mask[:, None]

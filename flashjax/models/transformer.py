@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.layers import attention
 from flashjax.layers.attention import Mixer
+from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.bias import AlibiBias, BucketBias
 from flashjax.layers.extension import Extension, attend, log_n
 from flashjax.layers.initializers import NORMAL
@@ -27,6 +28,7 @@ from flashjax.layers.mlp import ACTIVATIONS, FeedForward
 from flashjax.layers.norm import NORMS, RMSNorm
 from flashjax.layers.positions import RopeParameters, alibi_slopes, positions_of, rope_frequencies, rotate
 from flashjax.layers.short_conv import ShortConv
+from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
 from flashjax.ops.dense import dot_general
 
@@ -264,6 +266,8 @@ class Attention(nn.Module):
             k, v = (jnp.repeat(y, cfg.heads // cfg.group, axis=2) for y in (k, v))
         names = ("batch", _length(N), "heads", None)
         q, k, v = (with_logical_constraint(y, names) for y in (q, k, v))
+        if isinstance(mixer, Softmax):
+            show_logits(self, q, k, mixer.scale or cfg.dim**-0.5)
 
         inputs = dict(self.inputs(x)) if self.has_inputs else {}
         if context["bias"] is not None:

@@ -25,6 +25,7 @@ from flashjax.training.optimizers import learning_rate_at
 from flashjax.training.program import Program
 from flashjax.training.rundir import RunDirectory
 from flashjax.training.step import TrainState
+from flashjax.training.watch import Figures, Watch
 from flashjax.training.watchdog import Watchdog
 from flashjax.training.writers import make_writers
 
@@ -44,6 +45,10 @@ class Result:
     """The best checkpoint."""
     best: dict[str, float] = field(default_factory=dict)
     """The evaluation that belongs to it."""
+
+    def variables(self) -> dict[str, Any]:
+        """The last (averaged) variables, as the model takes them."""
+        return self.program.objective.of_model(self.state.variables())
 
 
 @dataclass
@@ -101,16 +106,18 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
         steps=experiment.steps,
         parameters=sum(x.size for x in jax.tree.leaves(program.abstract_state.params)),
         flops_per_step=flops,
+        multipliers=program.objective.multipliers,
         **experiment.facts,
     )
     writer = make_writers(config.train.writers, run.path, step if resumed is not None else None, config)
 
+    watch = Watch.of(program, run, writer, resumed)
     started = time.perf_counter()
     train_step = program.compile_step()
     compile_time = time.perf_counter() - started
     writer.write(step, {"compile_time": compile_time})
 
-    loop = _Loop(program, run, checkpoints, writer, guard, watchdog, train_step, flops)
+    loop = _Loop(program, run, checkpoints, writer, guard, watchdog, train_step, flops, watch)
     try:
         return loop.run_from(state, step, fresh=resumed is None)
     finally:
@@ -120,7 +127,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
 class _Loop:
     """The moving parts of one run."""
 
-    def __init__(self, program, run, checkpoints, writer, guard, watchdog, train_step, flops):
+    def __init__(self, program, run, checkpoints, writer, guard, watchdog, train_step, flops, watch=None):
         self.program: Program = program
         self.experiment: Experiment = program.experiment
         self.config = program.experiment.config
@@ -130,10 +137,11 @@ class _Loop:
         self.guard: InterruptGuard = guard
         self.watchdog: Watchdog = watchdog
         self.train_step = train_step
+        self.watch: Watch | None = watch
         self.data = program.experiment.train_data
         peak = peak_flops(program.mesh.devices.flat[0].device_kind)
         self.flops, self.peak = flops, None if peak is None else peak * program.mesh.size
-        self.pending: tuple[int, Batch, Any] | None = None
+        self.pending: tuple[int, Batch, Any, Figures | None] | None = None
         self.nonfinite_in_a_row = 0
         self.clock = _Clock()
         self.train_seconds, self.train_steps = 0.0, 0
@@ -145,6 +153,8 @@ class _Loop:
             self.bar.close()
         if self.batches is not None:
             self.batches.close()  # ends worker processes
+        if self.watch is not None:
+            self.watch.close()
         self.writer.close()
         self.checkpoints.close()
 
@@ -207,10 +217,17 @@ class _Loop:
         self.watchdog.beat(step)
         self.clock.waited += time.perf_counter() - waited
         batch = self.program.put(rows, self.data.spec)
-        state, metrics = self.train_step(state, batch)
-        previous, self.pending = self.pending, (step, batch, metrics)
+        previous = self.pending
+        state = self.give(state, step, batch)
         if previous is not None:
             state = self.read(previous, state)
+        return state
+
+    def give(self, state: TrainState, step: int, batch: Batch) -> TrainState:
+        """Gives away a step, and a look at its layers where one is due: that first, since the step takes the state."""
+        figures = self.watch(state, batch) if self.watch is not None and self.watch.due(step) else None
+        state, metrics = self.train_step(state, batch)
+        self.pending = (step, batch, metrics, figures)
         return state
 
     def drain(self, state: TrainState) -> TrainState:
@@ -218,13 +235,15 @@ class _Loop:
         previous, self.pending = self.pending, None
         return state if previous is None else self.read(previous, state)
 
-    def read(self, pending: tuple[int, Batch, Any], state: TrainState) -> TrainState:
-        step, batch, metrics = pending
+    def read(self, pending: tuple[int, Batch, Any, Figures | None], state: TrainState) -> TrainState:
+        step, batch, metrics, figures = pending
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.clock.steps += 1
         self.bar.update(1)
         applied = values.pop("applied") > 0.5
         values.pop("finite")
+        if self.watch is not None and figures is not None:
+            self.watch.write(step + 1, figures)
         if applied:
             self.nonfinite_in_a_row = 0
             if (step + 1) % self.config.train.log_every == 0 or step == 0:
@@ -250,9 +269,8 @@ class _Loop:
             )
         state = self.program.release(state)
         if self.pending is not None:  # the step given away meanwhile met a halted state: give it away again
-            later, later_batch, _ = self.pending
-            state, metrics = self.train_step(state, later_batch)
-            self.pending = (later, later_batch, metrics)
+            later, later_batch, *_ = self.pending
+            state = self.give(state, later, later_batch)
         return state
 
     def write(self, step: int, values: dict[str, float]) -> None:

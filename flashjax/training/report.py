@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from flashjax import shades
 from flashjax.drawing import STYLE, line_chart
 from flashjax.pages import png_source, write_page
+from flashjax.training import watch_page
 
 Prediction = tuple[np.ndarray, str, Sequence[tuple[str, float]]]
 """Image uint8 [H, W, 1 or 3]; its true name; (name, probability) of the likeliest classes, falling."""
@@ -43,16 +45,19 @@ def write_report(
     predictions: Sequence[Prediction],
     summary: Mapping[str, str],
     samples: Sequence[Sample] = (),
+    watched: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes the page to `path`, replacing an older one whole, and returns where it is.
 
     `metrics` are the objects of metrics.jsonl, each with `step`; values that are no finite numbers are passed over,
     and of several at one step the last counts. `summary` is shown as a table, in its order.
+    `watched` are the objects of watch.jsonl.
     """
     charts = [chart for panel in PANELS if (chart := _chart(panel, metrics))]
     parts = [f"<h1>{escape(title)}</h1>", _summary(summary)]
     if charts:
         parts.append(f'<section class="charts">{"".join(charts)}</section>')
+    parts += watch_page.pictures(watched)
     if predictions:
         parts.append(_predictions(predictions))
     if samples:
@@ -118,7 +123,7 @@ def _png(image: np.ndarray) -> str:
     return png_source(image)
 
 
-_STYLE = f"""{STYLE}
+_STYLE = f"""{STYLE}{shades.STYLE}
 :root {{ --bar: #dbe6fa; --true: #cdead3; --bad: #c9252d; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --bar: #2b3c5c; --true: #24523a; --bad: #ff7b7b; }} }}
 figure.text {{ margin-bottom: 14px; font-family: ui-serif, Georgia, serif; }}

@@ -119,6 +119,10 @@ class MultiWriter:
         for writer in self._writers:
             writer.write(step, numbers)
 
+    def without_lines(self) -> "MultiWriter":
+        """Those of the writers that write no JSON lines."""
+        return MultiWriter([writer for writer in self._writers if not isinstance(writer, JsonLinesWriter)])
+
     def flush(self) -> None:
         for writer in self._writers:
             writer.flush()
