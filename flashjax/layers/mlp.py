@@ -1,6 +1,7 @@
 """The perceptrons of transformer blocks."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,15 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.ops.dense import dot_general
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, x (1 + erf(x / sqrt 2)) / 2 (Hendrycks and Gimpel 2016).
+
+    As torch computes it. `jax.nn.gelu` takes erfc, which keeps digits where the result is below 1e-6 and, with its
+    gradient, costs twice the time on a CPU.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
 class Mlp(nn.Module):
@@ -25,10 +35,9 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "... C"], train: bool = False) -> Float[Array, "... C"]:
         width = x.shape[-1]
         drop = nn.Dropout(self.drop_rate, deterministic=not train)
-        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=self.kernel_init, name="fc1")(x)
-        x = drop(jax.nn.gelu(x, approximate=False))
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init, name="fc2")(x)
-        return drop(x)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
+        x = drop(gelu(dense(self.hidden, name="fc1")(x)))
+        return drop(dense(width, name="fc2")(x))
 
 
 def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -36,16 +45,15 @@ def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.square(jax.nn.relu(x))
 
 
-_GELU = functools.partial(jax.nn.gelu, approximate=False)
 _GELU_TANH = functools.partial(jax.nn.gelu, approximate=True)
 ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], bool]] = {
-    "gelu": (_GELU, False),  # the exact one, by erf
+    "gelu": (gelu, False),  # the exact one, by erf
     "gelu_tanh": (_GELU_TANH, False),  # GPT-2
     "relu": (jax.nn.relu, False),
     "relu2": (relu2, False),
     "silu": (jax.nn.silu, False),
     "swiglu": (jax.nn.silu, True),  # Llama, Qwen
-    "geglu": (_GELU, True),
+    "geglu": (gelu, True),
     "geglu_tanh": (_GELU_TANH, True),
     "reglu": (jax.nn.relu, True),
 }

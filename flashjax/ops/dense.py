@@ -11,9 +11,10 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any
     """`lax.dot_general` of x [..., C] and kernel [C, V], for `nn.Dense(dot_general=...)`: tokens are one dim.
 
     Over two dims of tokens the kernel's gradient is a sum over two, for which XLA for CPUs first transposes what comes
-    back into memory of its own. On a mesh dims stay apart, as they are split.
+    back into memory of its own. On a mesh of several devices dims stay apart, as they are split.
     """
-    plain = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    mesh = jax.sharding.get_abstract_mesh()
+    plain = jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
     if not plain or x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return lax.dot_general(x, kernel, dimension_numbers, *arguments, **options)
     flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), *arguments, **options)
