@@ -1,7 +1,7 @@
 """Drawings for pages: curves, heat maps, and the style that they share. SVG and HTML as text, no script, no package."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 Point = tuple[float, float]
@@ -88,10 +88,11 @@ def heat_map(
     value_range: tuple[float, float] = (0.0, 1.0),
     form: str = ".2f",
     note: str = "",
+    marked: Collection[tuple[int, int]] = (),
 ) -> str:
-    """A figure of numbers [rows][columns] as shades, from nothing at the least of ``value_range`` to full at the most.
+    """A figure of numbers [rows][columns] as shades, from nothing at the first of ``value_range`` to full at the last.
 
-    ``None`` is a place without a number. ``form`` writes the numbers.
+    ``None`` is a place without a number. ``form`` writes the numbers. The places (row, column) of ``marked`` get a rim.
     """
     low, high = value_range
     drawn = [
@@ -106,8 +107,8 @@ def heat_map(
             share = 0.0 if value is None else min(max((value - low) / ((high - low) or 1), 0.0), 1.0)
             words = "" if value is None else format(value, form)
             drawn.append(
-                f'<rect class="cell" x="{x}" y="{y}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" rx="3" '
-                f'fill-opacity="{share:.3f}">'
+                f'<rect class="cell{" marked" * ((r, c) in marked)}" x="{x}" y="{y}" width="{CELL_WIDTH - 2}" '
+                f'height="{CELL_HEIGHT - 2}" rx="3" fill-opacity="{share:.3f}">'
                 f"<title>{escape(name)}, {escape(columns[c])}: {words or 'none'}</title></rect>"
                 f'<text class="{"over" if share > 0.55 else "on"}" x="{x + CELL_WIDTH / 2 - 1}" y="{y + 16}" '
                 f'text-anchor="middle">{words}</text>'
@@ -279,6 +280,7 @@ svg text { font-size: 12px; fill: var(--muted); }
 svg line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
 rect.cell { fill: var(--c1); stroke: var(--line); }
+rect.marked { stroke: var(--ink); stroke-width: 2; }
 svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); }
 @media print { figure { break-inside: avoid; } }
 """

@@ -1,8 +1,8 @@
 """Studies: a grid of cells, measured in this process, kept as JSON lines from which alone everything is drawn.
 
-A cell is a mapping of names to plain values; its line in the log is the cell with its figures. What one compiled program
-can compute is measured together: `sweep` hands whole groups over, within which learning rates, decays and seeds can be
-mapped (`jax.vmap`). Cells that need a process each are for `flashjax.planning.cells.sweep`.
+A cell is a mapping of names to plain values; its line in the log is the cell with its figures. What one compiled
+program can compute is measured together: `sweep` hands whole groups over, within which learning rates, decays and seeds
+can be mapped (`jax.vmap`). Cells that need a process each are for `flashjax.planning.cells.sweep`.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,15 @@ def digest(config: Any, without: Sequence[str] = ()) -> str:
     """
     kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def figures(columns: Mapping[str, Any]) -> list[dict[str, float | None]]:
+    """The figures of each of C cells from arrays [C] by name, to seven digits; what is no finite number is None."""
+    rows = zip(*(map(float, values) for values in columns.values()), strict=True)
+    return [
+        {name: float(f"{x:.7g}") if math.isfinite(x) else None for name, x in zip(columns, row, strict=True)}
+        for row in rows
+    ]
 
 
 def sweep(

@@ -1,0 +1,111 @@
+"""Adam with L2 against AdamW (Loshchilov and Hutter 2017): what differs in a step, and what it does to a grid.
+
+python -m experiments.adamw_study                                   both, and a page; goes on where it was stopped
+python -m experiments.adamw_study --preset quick --processes 2      a smaller grid, shared by two processes
+python -m experiments.adamw_study --mode redraw                     the page again, from the log alone
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.adamw_study import PRESETS, AdamwStudy
+from flashjax import cli
+from flashjax.drawing import text_table
+from flashjax.models.convnet import ConvNet
+from flashjax.objectives.classification import Classification
+from flashjax.planning.cells import Line
+from flashjax.recipes import optimizer_grid, optimizer_page, optimizer_walk, study
+from flashjax.recipes.mapped import MappedTraining, digit_splits
+from flashjax.recipes.study import Cell
+from flashjax.training import OptimizerConfig
+
+PROGRAM = "experiments.adamw_study"
+OWN = ("preset", "mode", "workdir", "processes", "walk", "algorithms", "learning_rates", "decays", "seeds")
+"""Settings that are axes of the grid, or do not change its figures."""
+TOGETHER = ("algorithm", "seed", "learning_rate")
+"""Cells that agree in these are one call of a compiled program."""
+
+
+def cells(config: AdamwStudy) -> list[Cell]:
+    """Every algorithm, seed, learning rate and weight decay."""
+    found = []
+    for name in config.algorithms:
+        found += study.grid(
+            settings=[study.digest(config, OWN)],
+            algorithm=[name],
+            seed=config.seeds,
+            learning_rate=[2.0**exponent for exponent in config.learning_rates],
+            weight_decay=[2.0**exponent for exponent in getattr(config.decays, name)],
+        )
+    return found
+
+
+def trainings(config: AdamwStudy) -> dict[str, MappedTraining]:
+    """The compiled trainings, by algorithm."""
+    model = ConvNet(config.model)
+    goal = Classification(model, 10, prepare_train=lambda batch, _: dict(batch), prepare_eval=dict)
+    train, held_out = digit_splits(config.train_images)
+    optimizers = {name: OptimizerConfig(name=name, clip_norm=None) for name in config.algorithms}
+    return {
+        name: MappedTraining(goal, optimizer, train, held_out, config.epochs, config.batch_size)
+        for name, optimizer in optimizers.items()
+    }
+
+
+def measure(made: Mapping[str, MappedTraining], group: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The figures of cells that differ in their weight decay."""
+    rates, decays = ([cell[name] for cell in group] for name in ("learning_rate", "weight_decay"))
+    return study.figures(made[group[0]["algorithm"]](group[0]["seed"], rates, decays))
+
+
+def told(line: Line) -> str:
+    """A cell for the terminal."""
+    rate, decay = optimizer_grid.power(line["learning_rate"]), optimizer_grid.power(line["weight_decay"])
+    return f"{line['algorithm']}, seed {line['seed']}, rate {rate}, decay {decay}: error {line['error']:.2%}"
+
+
+def facts(config: AdamwStudy, lines: Sequence[Line]) -> str:
+    """What was trained, in words."""
+    steps = config.epochs * (config.train_images // config.batch_size)
+    return (
+        f"{len(lines)} of {len(cells(config))} trainings of a convolutional network on {config.train_images} digits, "
+        f"{steps} steps of {config.batch_size}, cosine schedule; {5000 - config.train_images} others are held out. The "
+        f"best cells are chosen by the same held-out images that judge them."
+    )
+
+
+def walk(config: AdamwStudy) -> list[str]:
+    """Both algorithms on two parameters: tables here, and what goes on the page."""
+    walks = {name: optimizer_walk.walk(config.walk, name) for name in optimizer_walk.ALGORITHMS}
+    for name, steps in walks.items():
+        print(f"{optimizer_walk.ALGORITHMS[name]}\n{text_table(*optimizer_walk.cells(steps[: config.walk.shown]))}\n")
+    print(optimizer_walk.verdict(config.walk, walks), flush=True)
+    return optimizer_page.walk_parts(config.walk, walks)
+
+
+def main() -> None:
+    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="full")
+    workdir = Path(config.workdir or f"runs/adamw_study-{config.preset}")
+    log, wanted = workdir / "cells.jsonl", cells(config)
+    with cli.friendly_errors():
+        if config.mode in ("study", "measure"):
+            made = trainings(config)
+            print(f"{len(wanted)} trainings, {next(iter(made.values())).flops() / 1e9:.1f} GFLOP each", flush=True)
+            with study.helpers(PROGRAM, config.processes - 1, workdir):
+                study.sweep(wanted, log, functools.partial(measure, made), told, TOGETHER)
+        if config.mode == "measure":
+            return
+        lines = [] if config.mode == "walk" else study.read(log, wanted)
+        parts = walk(config)
+        if lines:
+            parts += optimizer_page.grid_parts(lines, facts(config, lines))
+            found = optimizer_grid.surfaces(lines)
+            print("\n".join(["", text_table(*optimizer_grid.table(found)), "", *optimizer_grid.verdicts(found), ""]))
+            print(f"  log     {log}\n  table   {optimizer_page.write_csv(workdir / 'cells.csv', lines)}")
+        print(f"  figure  {optimizer_page.write(workdir / 'figure.html', parts)}")
+
+
+if __name__ == "__main__":
+    main()
