@@ -21,13 +21,15 @@ def line_chart(
     doublings: Sequence[float] | None = None,
     y_range: tuple[float, float] | None = None,
     note: str = "",
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
 ) -> str:
     """A figure of curves by their words, each of (x, y) points with rising x; the legend shows their last values.
 
     Args:
         x_name: what x is, singular, for whoever points at a value.
         doublings: the x at which there are ticks, drawn by their logarithm; default: round numbers from 0 on.
-        y_range: what the plot shows, values outside of it on its rim; default: all.
+        y_range: what the plot shows, values outside of it on its rim; default: all of the curves.
+        bands: around some of the curves, each of (x, from, to) with rising x.
     """
     values = [y for points in curves.values() for _, y in points]
     low, high = y_range or (min(values), max(values))
@@ -57,6 +59,10 @@ def line_chart(
     drawn, legend = [], []
     for number, (words, points) in enumerate(curves.items()):
         color = f"c{number % COLORS + 1}"
+        if edges := (bands or {}).get(words):
+            sides = [thinned([(edge[0], edge[i]) for edge in edges]) for i in (1, 2)]
+            around = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in [*sides[0], *reversed(sides[1])])
+            drawn.append(f'<polygon class="{color}" points="{around}"/>')
         if len(points) > 1:
             path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in thinned(points))
             drawn.append(f'<polyline class="{color}" points="{path}"/>')
@@ -286,7 +292,7 @@ svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); }
 """
     + "\n".join(
         f".legend .c{i}::before, circle.c{i} {{ background: var(--c{i}); fill: var(--c{i}); }} "
-        f"polyline.c{i} {{ stroke: var(--c{i}); }}"
+        f"polyline.c{i} {{ stroke: var(--c{i}); }} polygon.c{i} {{ fill: var(--c{i}); fill-opacity: .15; }}"
         for i in range(1, COLORS + 1)
     )
     + "\n"

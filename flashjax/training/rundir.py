@@ -135,13 +135,13 @@ class RunDirectory:
         if accept or not path.is_file():
             return
         old, new = (
-            _flat(json.loads(path.read_text())["config"]),
-            _flat(json.loads(json.dumps(dataclasses.asdict(config)))),
+            flat(json.loads(path.read_text())["config"]),
+            flat(json.loads(json.dumps(dataclasses.asdict(config)))),
         )
         changed = [
             f"{name}: {old.get(name)} then, {new.get(name)} now"
             for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name) and not _free(name)
+            if old.get(name) != new.get(name) and not is_free(name)
         ]
         if changed:
             raise RunDirectoryError(
@@ -196,14 +196,16 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _free(name: str) -> bool:
+def is_free(name: str) -> bool:
+    """Whether a setting is of `FREE_FIELDS`."""
     return any(name == field or (field.endswith(".") and name.startswith(field)) for field in FREE_FIELDS)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings by their dotted names, as the command line has them."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {name: value for key, branch in tree.items() for name, value in _flat(branch, f"{prefix}{key}.").items()}
+    return {name: value for key, branch in tree.items() for name, value in flat(branch, f"{prefix}{key}.").items()}
 
 
 def versions() -> dict[str, str]:
