@@ -72,8 +72,9 @@ class BatchNorm(nn.Module):
 
     As in torch: training takes the batch's own mean and (biased) variance and moves the running ones, in the collection
     "batch_stats", by `momentum` towards them, the variance as its unbiased estimate; evaluation takes the running ones.
-    The batch is that of all devices: under `jit` a mean over a sharded dim is one over all of it. Source: Ioffe and
-    Szegedy 2015.
+    The batch is that of all devices: under `jit` a mean over a sharded dim is one over all of it. With gradient
+    accumulation it is the micro-batch: each has statistics of its own, and moves the running ones after the one before
+    it, so that a step of k micro-batches is not that of one batch, in torch neither. Source: Ioffe and Szegedy 2015.
     """
 
     momentum: float = 0.1
@@ -104,5 +105,50 @@ class BatchNorm(nn.Module):
         return ((x - mean) * (scale / jnp.sqrt(var + self.epsilon)) + bias).astype(self.dtype)
 
 
-NORMS: dict[str, type[nn.Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "scalenorm": ScaleNorm}
+class GroupNorm(nn.Module):
+    """Normalises groups of neighbouring channels, with float32 statistics; the result has `dtype`.
+
+    Each position is alone, so that no token sees another; with `over_map` a group's statistics are those of all dims
+    between the first and the last, as in convolutional networks. Source: Wu and He 2018.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    over_map: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *n C"]) -> Float[Array, "B *n C"]:
+        """Raises ValueError where the channels do not divide into groups."""
+        C = x.shape[-1]
+        if C % self.groups:
+            raise ValueError(f"{C} channels do not divide into {self.groups} groups")
+        scale = self.param("scale", nn.initializers.ones, (C,))
+        bias = self.param("bias", nn.initializers.zeros, (C,))
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, C // self.groups)
+        axes = (*range(1, x.ndim - 1), x.ndim) if self.over_map else (x.ndim,)
+        grouped = grouped - grouped.mean(axes, keepdims=True)
+        variance = jnp.square(grouped).mean(axes, keepdims=True)
+        normal = (grouped / jnp.sqrt(variance + self.epsilon)).reshape(x.shape)
+        return (normal * scale + bias).astype(self.dtype)
+
+
+class NoNorm(nn.Module):
+    """x in `dtype`: for stacks that their initialization keeps in order (Fixup, T-Fixup, ReZero)."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        return x.astype(self.dtype)
+
+
+NORMS: dict[str, type[nn.Module]] = {
+    "layernorm": LayerNorm,
+    "rmsnorm": RMSNorm,
+    "scalenorm": ScaleNorm,
+    "groupnorm": GroupNorm,
+    "none": NoNorm,
+}
 """By name; all take `epsilon` and `dtype`."""

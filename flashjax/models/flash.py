@@ -10,7 +10,7 @@ one head that queries and keys share, C tokens of a chunk, V vocabulary.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,11 @@ from jaxtyping import Array, Float, Int
 from flashjax.layers.initializers import KERNELS, NORMAL
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import positions_of, rope_frequencies, rotate, t5_bucket
+from flashjax.layers.residual import Residual
 from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
 from flashjax.models.transformer import Table, project
+from flashjax.models.widths import at_ratio
 from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
 from flashjax.ops.dense import dot_general
@@ -83,12 +85,15 @@ class FlashConfig:
     """Adds a sinusoidal embedding with one learned scale."""
     sinusoidal_scale: float | None = None
     """That scale at the start; None: 1 / sqrt(d)."""
-    norm: Literal["layernorm", "rmsnorm", "scalenorm"] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "scalenorm", "groupnorm", "none"] = "layernorm"
     """Before each unit; the paper has scalenorm for masked and layernorm for causal language models."""
-    final_norm: Literal["layernorm", "rmsnorm", "scalenorm"] | None = None
+    final_norm: Literal["layernorm", "rmsnorm", "scalenorm", "groupnorm", "none"] | None = None
     """Before the head; None: as norm."""
     norm_epsilon: float = 1e-5
     """Added to the variance."""
+    residual: Literal["plain", "rezero", "layerscale"] = "plain"
+    """How a unit joins the stream: plain, x + f(x); rezero, x + a f(x) from a = 0; layerscale, x + g f(x) with a g for
+    each channel."""
     shift_tokens: bool = False
     """The first half of what enters a unit comes from the token before (flash-pytorch, not the paper)."""
     tie_embeddings: bool = True
@@ -117,6 +122,7 @@ class FlashConfig:
             ("count", ("context", "visible", "row")),
             ("bias", ("paper", "toeplitz", "rope", "t5", "none")),
             ("norm", NORMS),
+            ("residual", ("plain", "rezero", "layerscale")),
             ("initializer", KERNELS),
             ("remat", _POLICIES),
             ("dtype", ("float32", "bfloat16")),
@@ -164,6 +170,19 @@ class FlashConfig:
     def projections(self) -> int:
         """Queries and keys made of Z: a pair, of flash two pairs."""
         return 4 if self.kind == "flash" else 2
+
+    @property
+    def head_width(self) -> int:
+        """s (asked by `flashjax.training.parametrization`)."""
+        return self.head_dim
+
+    logit_power: ClassVar[None] = None
+    """Weights are no softmax of q.k / s^p."""
+
+    def at_width(self, width: int, keep: Literal["head_dim", "heads"] = "head_dim") -> "FlashConfig":
+        """The same model narrower or wider, with s as it is, or in proportion."""
+        s = self.head_dim if keep == "head_dim" else at_ratio("head_dim", self.head_dim, width, self.width)
+        return dataclasses.replace(self, width=width, head_dim=s)
 
 
 def lucidrains(config: FlashConfig) -> FlashConfig:
@@ -349,7 +368,8 @@ class Unit(nn.Module):
         if cfg.shift_tokens:
             y, state = self.shift(y, state, context)
         y, state = GatedAttention(cfg, self.mode, name="gau")(y, state, context)
-        x = x + nn.Dropout(cfg.dropout_rate, deterministic=not self.train)(y)
+        y = nn.Dropout(cfg.dropout_rate, deterministic=not self.train)(y)
+        x = Residual(cfg.residual, cfg.depth, name="residual")(x, y)
         return with_logical_constraint(x, ("batch", _length(x.shape[1]), "embed")), state
 
     def shift(self, y: Float[Array, "B N d"], state: Any, context: Context) -> tuple[Float[Array, "B N d"], Any]:

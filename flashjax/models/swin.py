@@ -11,7 +11,7 @@ map; h heads; d = C/h channels of a head; K classes.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm
 from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
+from flashjax.models.widths import at_ratio
 from flashjax.ops import windows as win
 from flashjax.ops.dense import dot_general
 from flashjax.ops.resize import resize_bicubic
@@ -119,6 +120,27 @@ class SwinConfig:
         if self.always_partition:
             return self.window_size
         return min(self.window_size, *self.stage_size(stage))
+
+    @property
+    def head_width(self) -> int | None:
+        """Channels of a head, where all stages have as many (asked by `flashjax.training.parametrization`)."""
+        widths = {self.dim(i) // heads for i, heads in enumerate(self.num_heads)}
+        return widths.pop() if len(widths) == 1 else None
+
+    @property
+    def logit_power(self) -> float | None:
+        """p of q.k / d^p; version 2 takes cosines."""
+        return 0.5 if self.version == 1 else None
+
+    def at_width(self, width: int, keep: Literal["head_dim", "heads"] = "head_dim") -> "SwinConfig":
+        """The same model with other channels in its first stage, with heads as wide, or with as many heads.
+
+        Raises ValueError where heads would be no whole numbers.
+        """
+        heads = self.num_heads
+        if keep == "head_dim":
+            heads = tuple(at_ratio("num_heads", count, width, self.embed_dim) for count in heads)
+        return dataclasses.replace(self, embed_dim=width, num_heads=heads)
 
     def drop_path_rates(self) -> tuple[float, ...]:
         """Stochastic depth of every block, first to last."""

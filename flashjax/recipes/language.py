@@ -195,7 +195,7 @@ def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | No
         figures = {"held-out perplexity": f"{np.exp(result.metrics['loss']):.3f}", **figures}
     samples = []
     if jax.process_count() == 1:  # several processes would each have a part of the parameters
-        samples = [sample_text(built, result.state.variables())]
+        samples = [sample_text(built, result.variables())]
     training.finish(built, result, further=further, figures=figures, samples=samples)
     return result
 

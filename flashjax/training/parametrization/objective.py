@@ -125,7 +125,7 @@ def _mup(
     narrowed = dataclasses.replace(whole, model=whole.model.clone(config=base))
     narrow = tensors(shapes(narrowed), base.head_width)
     query = 1.0
-    if model.head_width != base.head_width:
+    if config.keep == "heads":
         if model.logit_power is None or not model.head_width or not base.head_width:
             raise ParametrizationError("logits by 1/d are for softmax attention: set parametrization.keep head_dim")
         query = (model.head_width / base.head_width) ** (model.logit_power - 1)
