@@ -12,6 +12,7 @@ import numpy as np
 
 from flashjax.evaluation.detection import masks as m
 from flashjax.evaluation.detection import polygons
+from flashjax.evaluation.detection.outlines import OutlineAt, cut_polygons, read_polygons, with_polygons
 from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of
 
 Array = np.ndarray
@@ -21,13 +22,38 @@ BoxFormat = Literal["xywh", "xyxy"]
 
 
 def read_json(path: Path) -> Any:
-    data = path.read_bytes()
-    if not data.strip():
+    return _parsed(path, _content(path))
+
+
+def read_dataset(path: Path) -> Any:
+    """A ground truth; its polygons are columns where they are regular."""
+    text = _content(path)
+    cut = cut_polygons(text)
+    if cut is not None and cut[1]:
+        rest, polygons = cut
+        outlines = read_polygons(polygons)
+        if outlines is not None:
+            try:
+                data = with_polygons(_parsed(path, rest), outlines)
+            except ValueError:  # its place is that in the whole text
+                data = None
+            if data is not None:
+                return data
+    return _parsed(path, text)
+
+
+def _content(path: Path) -> bytes:
+    text = path.read_bytes()
+    if not text.strip():
         raise ValueError(f"{path} is empty")
+    return text
+
+
+def _parsed(path: Path, text: bytes) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # it would look through the new objects again and again, and none of them is garbage
     try:
-        return json.loads(data)
+        return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     finally:
@@ -135,14 +161,11 @@ def known_sizes(sizes: Array, source: str, what: str) -> Array:
 
 def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what: str) -> m.AnyMasks:
     """Masks of polygons, run lengths and compressed run lengths, in their order."""
-    kinds = np.array(
-        [0 if type(one) is list and one else _segmentation_kind(one, row, source, what) for row, one in enumerate(given)],
-        np.int8,
-    )
+    kinds = np.array([_segmentation_kind(one, row, source, what) for row, one in enumerate(given)], np.int8)
     if not len(kinds):
         return m.Masks.empty()
     name = f"{source}: {what}"
-    coded = np.flatnonzero(kinds > 0)
+    coded = np.flatnonzero((kinds == 1) | (kinds == 2))
     if len(coded):
         own = np.array([given[row]["size"] for row in coded.tolist()], np.int64).reshape(-1, 2)
         row = first_bad((own == sizes[coded]) | (sizes[coded] == 0))
@@ -157,10 +180,10 @@ def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what:
     if (kinds == 2).all():
         return m.from_strings([one["counts"] for one in given], sizes, name)
     parts, rows = [], []
-    for kind, make in enumerate((polygons.from_polygons, m.from_counts, _decoded)):
+    for kind, make in enumerate((polygons.from_polygons, m.from_counts, _decoded, _drawn)):
         chosen = np.flatnonzero(kinds == kind)
         if len(chosen):
-            picked = [given[row] if kind == 0 else given[row]["counts"] for row in chosen.tolist()]
+            picked = [given[row]["counts"] if kind in (1, 2) else given[row] for row in chosen.tolist()]
             try:
                 parts.append(make(picked, sizes[chosen], ""))
             except ValueError as error:  # " 3: ..." of the picked ones
@@ -176,8 +199,15 @@ def _decoded(strings: Sequence[str | bytes], sizes: Array, source: str) -> m.Mas
     return m.from_strings(strings, sizes, source).take(np.arange(len(strings)))
 
 
+def _drawn(cut: Sequence[OutlineAt], sizes: Array, source: str) -> m.Masks:
+    rows = np.fromiter((one.row for one in cut), np.int64, len(cut))
+    return polygons.draw(cut[0].outlines.take(rows), sizes, source)
+
+
 def _segmentation_kind(one: Any, row: int, source: str, what: str) -> int:
-    """0: polygons; 1: run lengths; 2: compressed run lengths."""
+    """0: polygons; 1: run lengths; 2: compressed run lengths; 3: polygons that were read apart."""
+    if type(one) is OutlineAt:
+        return 3
     if isinstance(one, list | tuple | np.ndarray) and len(one):
         return 0
     if isinstance(one, Mapping) and "counts" in one and "size" in one:

@@ -46,15 +46,12 @@ def intersections(a: Masks, b: Masks, rows_a: Array, rows_b: Array) -> Array:
         key[: len(mine)] += np.repeat(pair, na)
         key[len(mine) :] += np.repeat(pair + 1, nb)
         key.sort(kind="stable")  # two rising lists: a single merge
-        of_b = key & 1
-        np.cumsum(of_b, out=of_b)
-        both = np.arange(1, len(key) + 1)
-        both -= of_b  # how many of a's
-        both &= of_b
-        both &= 1
+        # Inside both masks after an odd number of bounds of each: that is at odd places, where of b's bounds an odd
+        # number came before. A pair begins at an even place.
+        of_b = (key & 1).astype(np.uint8)
+        inside = np.bitwise_xor.accumulate(of_b[::2] ^ of_b[1::2])
         key >>= 1
-        covered = np.zeros(len(key), np.int64)
-        np.subtract(key[1:], key[:-1], out=covered[:-1])
-        covered *= both
-        common[piece] = sums(covered, starts_a + starts_b)
+        covered = inside.astype(np.int64)
+        covered[:-1] *= key[2::2] - key[1:-1:2]
+        common[piece] = sums(covered, (starts_a + starts_b) // 2)
     return common

@@ -6,6 +6,7 @@ pieces that stay in the processor's cache. Polygons become masks in `polygons`; 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -249,7 +250,7 @@ def from_counts(counts: Sequence[Sequence[int]], sizes: Array, source: str = "ma
     """
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     starts = offsets(np.array([len(runs) for runs in counts], np.int64))
-    values = np.fromiter((run for runs in counts for run in runs), np.int64, starts[-1])
+    values = np.fromiter(chain.from_iterable(counts), np.int64, starts[-1])
     bounds, lengths = codec.bounds(values, starts, sizes, source, np.arange(len(sizes)), differences=False)
     return Masks.of(sizes, lengths, bounds)
 

@@ -5,12 +5,12 @@ where the step passes from 5x + 2 to 5x + 3. What is written here are those rule
 """
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 
 from flashjax.evaluation.detection.mask_overlap import union
 from flashjax.evaluation.detection.masks import Masks
+from flashjax.evaluation.detection.outlines import Outlines
 from flashjax.evaluation.detection.ragged import offsets, pieces, ragged
 
 Array = np.ndarray
@@ -28,10 +28,14 @@ def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], sizes: Array, s
     Raises:
         ValueError: no part, an odd number of values, fewer than four, or one that is not finite; it names the row.
     """
+    return draw(Outlines.of(polygons, source), sizes, source)
+
+
+def draw(outlines: Outlines, sizes: Array, source: str = "mask") -> Masks:
+    """`from_polygons` of what is flat already."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
-    parts_of = np.fromiter(map(len, polygons), np.int64, len(polygons))
-    lengths = np.fromiter((len(part) for mask in polygons for part in mask), np.int64, int(parts_of.sum()))
-    owner = np.repeat(np.arange(len(polygons)), parts_of)
+    parts_of, lengths, values = outlines.parts, outlines.lengths, outlines.values
+    owner = np.repeat(np.arange(len(parts_of)), parts_of)
     if (parts_of == 0).any():
         raise ValueError(f"{source} {int(np.argmin(parts_of))}: a polygon without parts")
     bad = np.flatnonzero((lengths % 2 == 1) | (lengths < 4))
@@ -40,21 +44,12 @@ def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], sizes: Array, s
             f"{source} {int(owner[bad[0]])}: a polygon of {int(lengths[bad[0]])} numbers; x, y, x, y, ... of three or "
             "more points are wanted"
         )
-    try:
-        values = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, int(lengths.sum()))
-    except (TypeError, ValueError):
-        for row, mask in enumerate(polygons):
-            for part in mask:
-                for value in part:
-                    if not isinstance(value, int | float | np.number):
-                        raise ValueError(f"{source} {row}: {value!r} in a polygon is not a number") from None
-        raise
     starts = offsets(lengths)
     if not (np.abs(values) < 1e8).all():  # NaN fails as well
         place = int(np.argmin(np.abs(values) < 1e8))
         row = int(owner[np.searchsorted(starts, place, side="right") - 1])
         raise ValueError(f"{source} {row}: {values[place]} in a polygon is no coordinate")
-    boxed = np.zeros(len(polygons), bool)
+    boxed = np.zeros(len(parts_of), bool)
     boxed[owner[::-1]] = lengths[::-1] == 4  # the first part's word stands
     flat = values.reshape(-1, 2)
     starts = starts // 2

@@ -2,12 +2,13 @@
 
 import json
 import random
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from flashjax.evaluation.detection import regular
+from flashjax.evaluation.detection import fields, load, outlines, regular
 from flashjax.evaluation.detection.regular import read_results
 
 
@@ -104,3 +105,80 @@ def test_what_is_not_regular_is_left_to_json(tmp_path, text):
     path.write_text(text)
     assert read_results(path, masks=False) is None
     assert read_results(path, masks=True) is None
+
+
+def dataset(rng, count=200):
+    """A ground truth with polygons of one part and of several, run lengths, and none at all."""
+    annotations = []
+    for number in range(count):
+        parts = [
+            [round(rng.uniform(-5, 90), rng.randrange(4)) for _ in range(2 * rng.randrange(3, 9))]
+            for _ in range(rng.choice([1, 1, 2, 3]))
+        ]
+        one = {"id": number, "segmentation": parts, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 9}
+        if number % 10 == 3:
+            one["segmentation"] = {"counts": [4, 5, 91], "size": [10, 10]}
+        annotations.append(one)
+    return {"images": [{"id": 1, "height": 10, "width": 10}], "annotations": annotations, "categories": [{"id": 1}]}
+
+
+@pytest.mark.parametrize("how", [{}, {"separators": (",", ":")}], ids=["plain", "tight"])
+def test_polygons_are_what_json_reads(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(outlines, "_BATCH", 3000)  # many parts
+    made = dataset(random.Random(4))
+    read = fields.read_dataset(write(tmp_path / "truth.json", made, **how))
+    for ours, theirs in zip(read["annotations"], made["annotations"], strict=True):
+        if isinstance(theirs["segmentation"], dict):
+            assert ours == theirs
+            continue
+        place = ours["segmentation"]
+        assert type(place) is outlines.OutlineAt
+        one = place.outlines.take(np.array([place.row]))
+        assert one.lengths.tolist() == list(map(len, theirs["segmentation"]))
+        np.testing.assert_array_equal(one.values, np.concatenate(theirs["segmentation"]))
+    mixed = load(read, [], iou_type="segm")[0].masks
+    plain = load(made, [], iou_type="segm")[0].masks
+    np.testing.assert_array_equal(mixed.of_rows(slice(None))[0], plain.of_rows(slice(None))[0])
+
+
+@pytest.mark.parametrize(
+    "polygons",
+    [
+        "[[1, 2, 3 4]]",
+        "[[1, 2,, 3]]",
+        "[[1, 2, ]]",
+        "[[], [1, 2]]",
+        "[[1, 2]3]]",
+        "[[1, 2][3, 4]]",
+        "[[1, 2, [3, 4]]",
+        "[[[1, 2]]]",
+        '[[1, "2"]]',
+        "[[1e2, 2]]",
+        "[[1.2.3, 2]]",
+        "[[1-2, 2]]",
+        "[[1, 2] ]",
+        "[[true, 2]]",
+        "[1, 2]",
+        "7",
+    ],
+)
+def test_other_polygons_are_left_to_json(tmp_path, polygons):
+    """And what is no JSON is said to be none, at its place in the whole file."""
+    made = dataset(random.Random(4), 5)
+    made["annotations"][2]["segmentation"] = "HERE"
+    text = json.dumps(made).replace('"HERE"', polygons)
+    path = tmp_path / "truth.json"
+    path.write_text(text)
+    try:
+        expected = json.loads(text)
+    except json.JSONDecodeError as error:
+        with pytest.raises(ValueError, match=re.escape(f"truth.json is no JSON: {error}")):
+            fields.read_dataset(path)
+    else:
+        assert fields.read_dataset(path) == expected
+
+
+def test_the_word_segmentation_elsewhere(tmp_path):
+    made = dataset(random.Random(5), 5)
+    for change in ({"info": "segmentation"}, {"info": {"segmentation": [[1, 2]]}}, {"info": {"segmentation": 3}}):
+        assert fields.read_dataset(write(tmp_path / "truth.json", change | made)) == change | made
