@@ -157,7 +157,7 @@ class OptimizerConfig:
             raise ValueError(f"{self.name} averages instead of a falling rate: set schedule.kind to constant")
         if unknown := given.keys() - algorithm.arguments.keys():
             values = ", ".join(f"{name} ({given[name]})" for name in sorted(unknown))
-            takes = ", ".join(algorithm.arguments.keys() & set(_ARGUMENTS)) or "none of them"
+            takes = ", ".join(name for name in _ARGUMENTS if name in algorithm.arguments) or "none of them"
             raise ValueError(f"{self.name} does not take {values}: leave out, or set to None; it takes {takes}")
 
     @property

@@ -21,7 +21,8 @@ def is_matrix(path: str, leaf: Any) -> bool:
     """Whether it is a kernel of a block that maps channels to channels, depthwise convolutions not among them."""
     in_block = any(pattern.search(path) for pattern in (_SCANNED, _LAYER, _STAGED, _BETWEEN))
     dims = leaf.ndim - bool(stack_depth(path, leaf))
-    return in_block and path.endswith("/kernel") and dims >= 2 and not path.endswith("_conv/kernel")
+    depthwise = dims == 2 and path.endswith("_conv/kernel")
+    return in_block and path.endswith("/kernel") and dims >= 2 and not depthwise
 
 
 def layer_numbers(leaves: Mapping[str, Any]) -> tuple[dict[str, int | tuple[int, ...]], int]:
