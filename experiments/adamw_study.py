@@ -63,7 +63,7 @@ def measure(made: Mapping[str, MappedTraining], group: Sequence[Cell]) -> list[d
 def told(line: Line) -> str:
     """A cell for the terminal."""
     rate, decay = optimizer_grid.power(line["learning_rate"]), optimizer_grid.power(line["weight_decay"])
-    return f"{line['algorithm']}, seed {line['seed']}, rate {rate}, decay {decay}: error {line['error']:.2%}"
+    return f"{line['algorithm']}, seed {line['seed']}, rate {rate}, decay {decay}: error {line['eval_error']:.2%}"
 
 
 def facts(config: AdamwStudy, lines: Sequence[Line]) -> str:

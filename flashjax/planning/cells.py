@@ -121,10 +121,9 @@ def sweep_groups(
 
 def append(log: Path, lines: Sequence[Line]) -> None:
     """Adds lines, one process at a time; one that a killed process left incomplete goes first."""
-    with log.open("a+b") as file:
+    with log.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read()
+        text = log.read_bytes()
         if not text.endswith(b"\n"):
             file.truncate(text.rfind(b"\n") + 1)
         file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))

@@ -78,10 +78,10 @@ class MappedTraining:
         return self.epochs * (len(self.train["label"]) // self.batch_size)
 
     def __call__(self, seed: int, rates: Sequence[float], decays: Sequence[float]) -> dict[str, np.ndarray]:
-        """Of each cell, float32 [C]: train_loss, train_error, loss and error (held out), after the last update.
+        """Of each cell after its last update, float32 [C]: train_loss, train_error, eval_loss, eval_error.
 
-        The losses are mean cross entropies without any decay, the errors shares of the images. A training that diverged
-        has losses that are no finite numbers.
+        The first two are of the train set, the others of what is held out. Losses are mean cross entropies without any
+        decay, errors shares of the images. A training that diverged has losses that are no finite numbers.
         """
         found = self._compiled(seed, *(np.asarray(x, np.float32) for x in (rates, decays)), self.train, self.held_out)
         return {name: np.asarray(values) for name, values in found.items()}
@@ -117,10 +117,10 @@ class MappedTraining:
             start = (params, optimizer.init(params))
             (trained, _), _ = jax.lax.scan(step, start, order.reshape(-1, self.batch_size))
             figures = {}
-            for before, split in (("train_", train), ("", held_out)):
+            for name, split in (("train", train), ("eval", held_out)):
                 sums = self.objective.evaluate({"params": trained}, split)
-                means = {name: total / weight for name, (total, weight) in sums.items()}
-                figures |= {f"{before}loss": means["loss"], f"{before}error": 1 - means["top1"]}
+                means = {key: total / weight for key, (total, weight) in sums.items()}
+                figures |= {f"{name}_loss": means["loss"], f"{name}_error": 1 - means["top1"]}
             return figures
 
         return jax.vmap(cell)(rates, decays)

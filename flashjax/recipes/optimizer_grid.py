@@ -43,13 +43,13 @@ class Surface:
     @property
     def best(self) -> tuple[float, float]:
         """(rate, decay) of the least mean error."""
-        errors = self.means("error")
+        errors = self.means("eval_error")
         places = [(i, j) for i, row in enumerate(errors) for j, value in enumerate(row) if value is not None]
         i, j = min(places, key=lambda place: errors[place[0]][place[1]] or 0.0)
         return self.rates[i], self.decays[j]
 
     def best_error(self) -> Mean:
-        return mean([line["error"] for line in self.at(*self.best)])
+        return mean([line["eval_error"] for line in self.at(*self.best)])
 
     def valley(self) -> list[tuple[float, float]]:
         """(log2 rate, log2 of the best decay) for each rate and seed; of decays that tie, the middle of their logs."""
@@ -57,8 +57,8 @@ class Surface:
         for seed in sorted({line["seed"] for line in self.lines}):
             for rate in self.rates:
                 row = [x for x in self.lines if x["seed"] == seed and x["learning_rate"] == rate]
-                least = min((x["error"] for x in row), default=None)
-                ties = [math.log2(x["weight_decay"]) for x in row if x["error"] == least]
+                least = min((x["eval_error"] for x in row), default=None)
+                ties = [math.log2(x["weight_decay"]) for x in row if x["eval_error"] == least]
                 if ties:
                     points.append((math.log2(rate), sum(ties) / len(ties)))
         return points
@@ -72,7 +72,7 @@ class Surface:
 
     def at_the_edge(self) -> int:
         """For how many rates the least mean error is at the least or the greatest decay."""
-        rows = [[math.inf if value is None else value for value in row] for row in self.means("error")]
+        rows = [[math.inf if value is None else value for value in row] for row in self.means("eval_error")]
         return sum(min(row) in (row[0], row[-1]) for row in rows)
 
 
@@ -88,7 +88,7 @@ def surfaces(lines: Sequence[Line]) -> list[Surface]:
 
 def difference(one: Surface, other: Surface) -> Mean | None:
     """Error of ``one`` minus that of ``other``, each in its best cell, by seed; None where they share no seed."""
-    errors = [{line["seed"]: line["error"] for line in surface.at(*surface.best)} for surface in (one, other)]
+    errors = [{line["seed"]: line["eval_error"] for line in surface.at(*surface.best)} for surface in (one, other)]
     shared = errors[0].keys() & errors[1].keys()
     return mean([errors[0][seed] - errors[1][seed] for seed in sorted(shared)]) if shared else None
 

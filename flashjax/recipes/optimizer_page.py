@@ -54,7 +54,7 @@ def paths(problem: Walk, walks: Mapping[str, Sequence[Step]]) -> str:
             words = f"{ALGORITHMS[name]}, after {t} steps: ({way[t][0]:.3f}, {way[t][1]:.3f})"
             drawn.append(f'<circle class="c{number}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"><title>{words}</title></circle>')
         legend.append(f'<span class="c{number}">{ALGORITHMS[name]}</span>')
-    for place, words, above in ((o, "least loss", 8), (coupled, "least loss + L2", -18), (np.zeros(2), "0", 8)):
+    for place, words, above in ((o, "least loss", 8), (coupled, "least loss + L2", -24), (np.zeros(2), "0", 8)):
         x, y = at(place)
         drawn.append(f'<path class="cross" d="M{x - 4:.1f} {y:.1f}h8M{x:.1f} {y - 4:.1f}v8"/>')
         drawn.append(f'<text class="on" x="{x:.1f}" y="{y - above:.1f}" text-anchor="middle">{words}</text>')
@@ -69,8 +69,8 @@ def paths(problem: Walk, walks: Mapping[str, Sequence[Step]]) -> str:
 
 
 def maps(found: Sequence[Surface], what: str, title: str) -> str:
-    """Heat maps side by side on one scale: ``error`` in percent, ``train_loss`` as the power of ten."""
-    error = what == "error"
+    """Heat maps side by side on one scale: ``eval_error`` in percent, ``train_loss`` as the power of ten."""
+    error = what == "eval_error"
 
     def shown(value: float | None) -> float | None:
         return None if value is None else 100 * value if error else math.log10(max(value, 1e-12))
@@ -78,7 +78,7 @@ def maps(found: Sequence[Surface], what: str, title: str) -> str:
     drawings = {surface.algorithm: [[shown(v) for v in row] for row in surface.means(what)] for surface in found}
     values = [v for rows in drawings.values() for row in rows for v in row if v is not None]
     least = min(values)
-    most = min(max(values), 2.5 * least) if error else max(values)
+    most = min(max(values), 1.6 * least) if error else max(values)
     parts = []
     for surface in found:
         rows = drawings[surface.algorithm]
@@ -127,7 +127,7 @@ def grid_parts(lines: Sequence[Line], facts: str) -> list[str]:
         f'<p class="note">{escape(facts)}</p>',
         table(*optimizer_grid.table(found), words=(0, 5)),
         *(f'<p class="note">{escape(words)}</p>' for words in optimizer_grid.verdicts(found)),
-        maps(found, "error", "Error on held-out images, %"),
+        maps(found, "eval_error", "Error on held-out images, %"),
         maps(found, "train_loss", "Training loss, log10"),
     ]
 

@@ -67,17 +67,23 @@ def sweep(
     Args:
         cells: of `grid`, all with the same names.
         log: JSON lines; made where it is not.
-        measure: the figures of each of some cells; an exception ends this process's sweep, and the cells stay free.
+        measure: the figures of each of some cells. An exception ends this process's sweep, and the cells stay free; the
+            figure ``error``, a text, says that a cell failed and may be tried again by a later sweep.
         told: a line in words, for the terminal.
         by: cells that agree in these names are measured together; default: each is alone.
     """
+
+    def checked(numbers: Sequence[int]) -> Sequence[Mapping[str, Any]]:
+        found = measure([cells[i] for i in numbers])
+        if any(not isinstance(figures.get("error", ""), str) for figures in found):
+            raise ValueError("a figure is named 'error', which is for the words of a failure: name it eval_error, say")
+        return found
+
     names = tuple(cells[0])
     groups: dict[str, list[int]] = {}
     for number, cell in enumerate(cells):
         groups.setdefault(json.dumps([cell[name] for name in (names if by is None else by)]), []).append(number)
-    return logs.sweep_groups(
-        cells, list(groups.values()), log, _key(names), lambda numbers: measure([cells[i] for i in numbers]), told
-    )
+    return logs.sweep_groups(cells, list(groups.values()), log, _key(names), checked, told)
 
 
 def read(log: Path, cells: Sequence[Cell]) -> list[Line]:

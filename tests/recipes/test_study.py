@@ -87,6 +87,20 @@ def test_a_log_cut_anywhere_is_completed_to_the_same_log(tmp_path, part):
     assert cut.read_bytes() == text
 
 
+def test_a_cell_that_failed_is_tried_again_later_and_an_error_is_no_number(tmp_path):
+    log, cells, asked = tmp_path / "cells.jsonl", study.grid(rate=[1, 2], seed=[0]), []
+
+    def measure(group):
+        asked.extend(cell["rate"] for cell in group)
+        return [{"error": "no luck"} if asked == [1] else {"loss": 1.0} for _ in group]
+
+    study.sweep(cells, log, measure, lambda line: line.get("error", ""))
+    assert asked == [1, 2]
+    assert [line.get("loss") for line in study.sweep(cells, log, measure, told)] == [1.0, 1.0] and asked == [1, 2, 1]
+    with pytest.raises(ValueError, match="a figure is named 'error'"):
+        study.sweep(study.grid(rate=[3], seed=[0]), log, lambda group: [{"error": 0.1}], told)
+
+
 def test_a_failure_leaves_the_cells_free(tmp_path):
     log = tmp_path / "cells.jsonl"
 
