@@ -117,39 +117,39 @@ def bars(rows: Sequence[tuple[str, str, float, str]], most: float) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """A box to draw: x, y, width, height; its words, class of the style sheet, and whether the words are written at its
-    corner or only shown when one points at it."""
+    """A box to draw: x, y, width, height; its words, which show when one points at it; class of the style sheet; and
+    what is written at its corner."""
 
     box: tuple[float, float, float, float]
     words: str
     style: str
-    speaks: bool = True
+    tag: str = ""
 
 
 def picture(size: tuple[int, int], boxes: Sequence[Box], image: str | None = None, label: str = "") -> str:
-    """Boxes on an image of (height, width), or on an empty canvas."""
+    """Boxes on an image of (height, width), or on an empty canvas; what is written lies above all boxes."""
     height, width = size
     unit = max(height, width) / 320  # so that lines and words are of one size on the page
+    font = 10.5 * unit
     shown = f'<image href="{image}" width="{width}" height="{height}"/>' if image else ""
-    parts = []
+    drawn, tags = [], []
     for one in boxes:
         x, y, w, h = one.box
-        words = ""
-        if one.words and one.speaks:
-            font = 10.5 * unit
-            left = max(min(x + 2 * unit, width - 0.62 * font * len(one.words)), 2 * unit)
-            base = y - 3 * unit if y > 1.2 * font else max(y, 0) + 1.1 * font
-            words = (
-                f'<text x="{left:.1f}" y="{base:.1f}" style="font-size:{font:.2f}px;stroke-width:{2.6 * unit:.2f}">'
-                f"{escape(one.words)}</text>"
-            )
-        parts.append(
+        drawn.append(
             f'<g class="{one.style}"><rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" '
-            f'stroke-width="{1.6 * unit:.2f}"/>{words}<title>{escape(one.words)}</title></g>'
+            f'stroke-width="{1.6 * unit:.2f}"/><title>{escape(one.words)}</title></g>'
         )
+        if one.tag:
+            left = max(min(x + 2 * unit, width - 0.62 * font * len(one.tag)), 2 * unit)
+            base = min(y - 3 * unit if y > 1.2 * font else max(y, 0) + 1.1 * font, height - 2 * unit)
+            tags.append(
+                f'<g class="{one.style}"><text x="{left:.1f}" y="{base:.1f}" '
+                f'style="font-size:{font:.2f}px;stroke-width:{2.6 * unit:.2f}">{escape(one.tag)}'
+                f"<title>{escape(one.words)}</title></text></g>"
+            )
     return (
         f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
-        f'<rect class="canvas" width="{width}" height="{height}"/>{shown}{"".join(parts)}</svg>'
+        f'<rect class="canvas" width="{width}" height="{height}"/>{shown}{"".join(drawn + tags)}</svg>'
     )
 
 
@@ -237,7 +237,10 @@ svg.picture text { paint-order: stroke; stroke: var(--halo); font-weight: 600; }
 .key span { color: var(--muted); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; align-items: start; }
 .good { color: var(--good); } .bad { color: var(--bad); }
+ol.found { margin: 4px 12px 4px; padding: 0 0 0 24px; font-size: 12.5px; line-height: 1.4; columns: 2; gap: 18px; }
+ol.found li { break-inside: avoid; }
+ol.found li.missed { color: var(--bad); } ol.found li.wrong { color: var(--warn); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
-  overflow-x: auto; }
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { figure { break-inside: avoid; } }
 """

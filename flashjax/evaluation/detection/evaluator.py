@@ -8,9 +8,11 @@ import numpy as np
 from flashjax.evaluation.detection import formats, protocols
 from flashjax.evaluation.detection.accumulate import recalls_of
 from flashjax.evaluation.detection.compare import compare
+from flashjax.evaluation.detection.curves import Curves
 from flashjax.evaluation.detection.fields import AreaFrom, BoxFormat
 from flashjax.evaluation.detection.protocols import Protocol
-from flashjax.evaluation.detection.result import Curves, Result, summarise
+from flashjax.evaluation.detection.result import Result
+from flashjax.evaluation.detection.summary import summarise
 from flashjax.evaluation.detection.tables import Detections, GroundTruth, select, take_rows
 
 

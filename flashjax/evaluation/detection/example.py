@@ -247,7 +247,8 @@ def _pictures(shown: Walk) -> str:
         for score, box in FOUND[image]:
             letter = chr(ord("A") + place)
             place += 1
-            drawn.append(Box(box, f"{letter} {score:.2f}", "right" if letter in right else "wrong"))
+            words = f"{letter} {score:.2f}"
+            drawn.append(Box(box, words, "right" if letter in right else "wrong", words))
         picture = charts.picture((SIDE, SIDE), drawn, None, f"image {image}")
         pictures.append(f'<figure class="picture">{picture}<figcaption><h3>image {image}</h3></figcaption></figure>')
     return "".join(pictures)

@@ -1,22 +1,21 @@
 """The page of an evaluation: its numbers, curves, kinds of error, confusions and the images that went worst."""
 
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from flashjax.evaluation.detection import charts
-from flashjax.evaluation.detection.charts import Box, Line
-from flashjax.evaluation.detection.errors import TYPES, Errors
-from flashjax.evaluation.detection.overlaps import found_boxes
+from flashjax.evaluation.detection.charts import Line
+from flashjax.evaluation.detection.errors import Errors
+from flashjax.evaluation.detection.report_images import worst_section
 from flashjax.evaluation.detection.result import Result
 from flashjax.evaluation.detection.words import class_head, class_rows, error_rows, percent, stat_rows
 from flashjax.pages import write_page
 
 Array = np.ndarray
 
-MOST_CURVES, MOST_CONFUSED, MOST_BOXES, MOST_WORDS = 24, 16, 60, 16
+MOST_CURVES, MOST_CONFUSED = 24, 16
 
 
 def write_report(
@@ -37,10 +36,13 @@ def write_report(
     parts += [_overview(result)]
     iou = float(result.curves.iou_thresholds[0])
     errors = result.errors(iou, min(0.1, iou / 2))
+    scores, _, _, f1 = score_curves(result)
+    threshold = float(scores[np.argmax(f1)]) if len(scores) else 0.0
     parts += [_errors(errors), _classes(result), _class_curves(result)]
     if len(result.curves.categories) > 1:
-        parts.append(_confusion(result, errors))
-    parts.append(_worst(result, errors, None if images is None else Path(images), worst))
+        parts.append(_confusion(result, errors, threshold))
+    folder = None if images is None else Path(images)
+    parts.append(worst_section(result, errors, threshold, folder, worst))
     if command:
         parts.append(f"<h2>Made by</h2><pre>{escape(command)}</pre>")
     return write_page(Path(directory) / "index.html", title, charts.STYLE, [part for part in parts if part])
@@ -193,9 +195,7 @@ def _stairs(recall: Array, envelope: Array) -> tuple[Array, Array]:
     return np.append(0.0, recall[grows + 1]), envelope[grows]
 
 
-def _confusion(result: Result, errors: Errors) -> str:
-    scores, _, _, f1 = score_curves(result)
-    threshold = float(scores[np.argmax(f1)]) if len(scores) else 0.0
+def _confusion(result: Result, errors: Errors, threshold: float) -> str:
     confusion = result.confusion(errors.matches.iou, threshold)
     table = confusion.table
     off = table.copy()
@@ -229,107 +229,3 @@ def _confusion(result: Result, errors: Errors) -> str:
         f'<div class="scroll"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image and its errors from a score on: rows of detections and of ground truths in the matches."""
-
-    image: int
-    wrong: Array
-    missed: Array
-
-
-def worst_images(result: Result, threshold: float, count: int) -> list[BadImage]:
-    """The images with most errors: false positives of at least ``threshold`` and ground truths that no detection of
-    such a score found."""
-    matches, c = result.matches, result.comparison
-    high = matches.scores >= threshold
-    wrong = np.flatnonzero(matches.false_positive & high)
-    missed = ~matches.truth_ignored
-    missed[matches.found[matches.true_positive & high]] = False
-    missed = np.flatnonzero(missed)
-    of_wrong = c.found.image[matches.detection_rows[wrong]]
-    of_missed = c.truth.image[missed]
-    images = len(c.truth.catalogue.images)
-    number = np.bincount(of_wrong, minlength=images) + np.bincount(of_missed, minlength=images)
-    order = np.argsort(-number, kind="stable")[:count]
-    return [BadImage(i, wrong[of_wrong == i], missed[of_missed == i]) for i in order.tolist() if number[i]]
-
-
-def _worst(result: Result, errors: Errors, folder: Path | None, count: int) -> str:
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"images: {folder} is no folder")
-    scores, _, _, f1 = score_curves(result)
-    threshold = float(scores[np.argmax(f1)]) if len(scores) else 0.0
-    bad = worst_images(result, threshold, count)
-    if not bad:
-        return ""
-    c = result.comparison
-    boxes = found_boxes(c.found, c.truth)
-    true_boxes = c.truth.boxes if c.truth.boxes is not None else c.truth.masks.boxes() if c.truth.masks else None
-    cards = []
-    for one in bad:
-        cards.append(_card(result, errors, one, boxes, true_boxes, threshold, folder))
-    return (
-        f"<h2>The worst images</h2><p class=note>Most errors at IoU {errors.matches.iou:g} among detections of score "
-        f"{threshold:.3f} or more, where F1 is best.</p>"
-        '<p class="legend key"><span class=truth>found</span><span class=right>right detection</span>'
-        "<span class=missed>missed</span><span class=wrong>wrong detection, and its type</span></p>"
-        f'<section class="cards">{"".join(cards)}</section>'
-    )
-
-
-def _card(
-    result: Result,
-    errors: Errors,
-    bad: BadImage,
-    boxes: Array,
-    true_boxes: Array | None,
-    threshold: float,
-    folder: Path | None,
-) -> str:
-    matches, c = result.matches, result.comparison
-    catalogue, names = c.truth.catalogue, result.curves.categories
-    label = np.repeat(np.arange(len(names)), np.diff(c.ranking.starts))
-    true_label = c.truth.category if result.protocol.use_categories else np.zeros(len(c.truth), np.int64)
-    drawn: list[Box] = []
-    truths = np.flatnonzero((c.truth.image == bad.image) & ~matches.truth_ignored)
-    missed = set(bad.missed.tolist())
-    speaks = len(bad.missed) + len(bad.wrong) <= MOST_WORDS  # else the words would hide each other; pointing shows them
-    if true_boxes is not None:
-        for g in truths.tolist():
-            lost = g in missed
-            drawn.append(
-                Box(_tuple(true_boxes[g]), names[true_label[g]] if lost else "", "missed" if lost else "truth")
-            )
-    here = c.found.image[matches.detection_rows] == bad.image
-    right = np.flatnonzero(here & matches.true_positive & (matches.scores >= threshold))
-    for style, rows in (("right", right), ("wrong", bad.wrong)):
-        for d in rows[:MOST_BOXES].tolist():
-            words = f"{names[label[d]]} {matches.scores[d]:.2f}"
-            if style == "wrong" and errors.kind[d] >= 0:
-                words += f" {TYPES[errors.kind[d]]}"
-            drawn.append(Box(_tuple(boxes[matches.detection_rows[d]]), words, style, style == "wrong" and speaks))
-    size = tuple(catalogue.sizes[bad.image].tolist())
-    if not all(size):
-        ends = [(b.box[1] + b.box[3], b.box[0] + b.box[2]) for b in drawn]
-        size = tuple(max(end) * 1.05 for end in zip(*ends, strict=True)) if ends else (100, 100)
-    image_id = catalogue.images[bad.image].item()
-    file = catalogue.files[bad.image] if catalogue.files else ""
-    source = None
-    if folder is not None:
-        if not file or not (folder / file).is_file():
-            raise ValueError(f"images: {folder} has no file {file!r} of image {image_id!r}")
-        source = charts.embedded(folder / file)
-    picture = charts.picture((int(size[0]) or 1, int(size[1]) or 1), drawn, source, f"image {image_id}")
-    counts = f"{len(bad.missed)} missed, {len(bad.wrong)} wrong, {len(right)} right"
-    return (
-        f'<figure class="picture">{picture}<figcaption><h3>{escape(str(file or image_id))}</h3>'
-        f"<span class=legend>id {escape(str(image_id))}: {counts}</span></figcaption></figure>"
-    )
-
-
-def _tuple(box: Array) -> tuple[float, float, float, float]:
-    x, y, width, height = (float(v) for v in box)
-    return x, y, width, height

@@ -1,131 +1,18 @@
 """What came out: the official numbers, and everything behind them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from flashjax.evaluation.detection.accumulate import Precision, Ranking, precision_of
 from flashjax.evaluation.detection.compare import Comparison
+from flashjax.evaluation.detection.curves import Curves, place_of, threshold_of
 from flashjax.evaluation.detection.protocols import Protocol
+from flashjax.evaluation.detection.summary import mean_of
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Precision against recall of one class, a point for each detection that counts, by falling score.
-
-    Attributes:
-        recall, precision, scores: float64 [P].
-        envelope: float64 [P], the best precision at this recall or more.
-        true: bool [P], whether the detection is right.
-        detections: int64 [P], their rows.
-        positives: Ground truths that count.
-        average_precision: As the protocol reads it; -1 without ground truth.
-    """
-
-    recall: Array
-    precision: Array
-    scores: Array
-    envelope: Array
-    true: Array
-    detections: Array
-    positives: int
-    average_precision: float
-
-
-@dataclass(frozen=True)
-class Curves:
-    """All curves of an evaluation.
-
-    Attributes:
-        iou_thresholds: float64 [T].
-        recall_thresholds: float64 [R], where precision is read; None where the area is taken.
-        categories: names [K]; one name, "all", where classes are joined.
-        areas: labels [A].
-        max_detections: limits [M], None for no limit.
-        recall: float64 [T, K, A, M], the last; -1 without ground truth.
-        precision: float64 [T, R, K, A, M], the envelope at the recall thresholds; -1 without ground truth. None where
-            the area is taken.
-        scores: float64 [T, R, K, A, M], the score at which that recall is reached.
-        average: float64 [T, K, A, M], average precision.
-    """
-
-    iou_thresholds: Array
-    recall_thresholds: Array | None
-    categories: tuple[str, ...]
-    areas: tuple[str, ...]
-    max_detections: tuple[int | None, ...]
-    recall: Array
-    _ranking: Ranking = field(repr=False)
-    _eps: float = 0.0
-    _known: dict[int, Precision] = field(default_factory=dict, repr=False)
-
-    def at(self, m: int) -> Precision:
-        """Precision at limit number ``m``, computed when it is first asked for."""
-        if m not in self._known:
-            recalls = None if self.recall_thresholds is None else self.recall_thresholds.tolist()
-            limit = self.max_detections[m]
-            self._known[m] = precision_of(self._ranking, len(self.iou_thresholds), recalls, limit, self._eps)
-        return self._known[m]
-
-    @cached_property
-    def precision(self) -> Array | None:
-        return self._all("precision")
-
-    @cached_property
-    def scores(self) -> Array | None:
-        return self._all("scores")
-
-    @cached_property
-    def average(self) -> Array:
-        average = self._all("average")
-        assert average is not None
-        return average
-
-    def _all(self, what: str) -> Array | None:
-        parts = [getattr(self.at(m), what) for m in range(len(self.max_detections))]
-        return None if parts[0] is None else np.stack(parts, -1)
-
-    def of(
-        self, category: int | str, iou: float | None = None, area: str | None = None, limit: int | None = None
-    ) -> Curve:
-        """The whole curve of one class.
-
-        Args:
-            category: Its place among `categories`, or its name.
-            iou: One of the thresholds; None: the first.
-            area: One of the labels; None: the first.
-            limit: One of the limits; None: the last.
-        """
-        k = _place(category, self.categories, "category")
-        t = _threshold(iou, self.iou_thresholds)
-        a = 0 if area is None else _place(area, self.areas, "area")
-        m = len(self.max_detections) - 1 if limit is None else _place(limit, self.max_detections, "limit")
-        ranking = self._ranking
-        span = slice(int(ranking.starts[k]), int(ranking.starts[k + 1]))
-        true, false, _ = (v[span] for v in ranking.states(a, t))
-        counts = true | false
-        most = self.max_detections[m]
-        if most is not None:
-            counts &= ranking.rank[span] < most
-        true = true[counts]
-        positives = int(ranking.positives[a, k])
-        hits = np.cumsum(true)
-        precision = hits / (np.arange(1, len(hits) + 1) + self._eps)
-        return Curve(
-            hits / max(positives, 1),
-            precision,
-            ranking.scores[span][counts],
-            np.maximum.accumulate(precision[::-1])[::-1],
-            true,
-            ranking.rows[span][counts],
-            positives,
-            float(self.at(m).average[t, k, a]),
-        )
 
 
 @dataclass(frozen=True)
@@ -263,10 +150,10 @@ class Result:
                 ClassResult(
                     int(ids[k]),
                     curves.categories[k],
-                    _mean(average[:, k, 0]),
+                    mean_of(average[:, k, 0]),
                     dict(zip(curves.iou_thresholds.tolist(), average[:, k, 0].tolist(), strict=True)),
-                    {label: _mean(average[:, k, a]) for a, label in enumerate(curves.areas)},
-                    _mean(curves.recall[:, k, 0, -1]),
+                    {label: mean_of(average[:, k, a]) for a, label in enumerate(curves.areas)},
+                    mean_of(curves.recall[:, k, 0, -1]),
                     positives,
                     int(starts[k + 1] - starts[k]),
                     int(hits[k]),
@@ -289,8 +176,8 @@ class Result:
             area: One of the labels; None: the first.
         """
         curves, c = self.curves, self.comparison
-        t = _threshold(iou, curves.iou_thresholds)
-        a = 0 if area is None else _place(area, curves.areas, "area")
+        t = threshold_of(iou, curves.iou_thresholds)
+        a = 0 if area is None else place_of(area, curves.areas, "area")
         ranking, truth, catalogue = c.ranking, c.truth, c.truth.catalogue
         true, false, taken = ranking.states(a, t)
         found = np.where(taken >= 0, np.append(ranking.takes[a].truth, -1)[taken], -1)
@@ -338,97 +225,3 @@ class Result:
         from flashjax.evaluation.detection.words import table
 
         return table(self)
-
-
-def summarise(
-    protocol: Protocol, iou_type: str, curves: Curves, frequency: Sequence[str]
-) -> tuple[tuple[str, ...], Array]:
-    """(names, numbers) of a protocol in its official order."""
-    limits = protocol.max_detections
-    last = len(limits) - 1
-    if protocol.matching == "voc":
-        average = curves.at(last).average
-        names, values = ["mAP"], [_mean(average[:, :, 0])]
-        if len(protocol.iou_thresholds) > 1:
-            names += [f"mAP@{t:g}" for t in protocol.iou_thresholds]
-            values += [_mean(one[:, 0]) for one in average]
-        return tuple(names), np.array(values)
-    labels = [label for label, _, _ in protocol.areas]
-
-    def read(kind: str, iou: float | None = None, area: int | None = 0, m: int | None = last) -> float:
-        """The mean over precisions [T, R, K, A] or recalls [T, K, A] at one limit."""
-        if area is None or m is None:
-            return -1.0
-        values = curves.at(m).precision if kind == "AP" else curves.recall[..., m]
-        assert values is not None
-        if iou is not None:
-            values = values[[t for t, threshold in enumerate(protocol.iou_thresholds) if threshold == iou]]
-        return _mean(values[..., area])
-
-    if protocol.official:
-        has = {label: labels.index(label) if label in labels else None for label in ("all", *_SIZES)}
-        whole = has["all"]
-    else:
-        has = {label: n + 1 for n, label in enumerate(labels[1:])}
-        whole = 0
-    sizes = tuple(_SIZES) if protocol.official else tuple(labels[1:])
-    if protocol.official and iou_type == "keypoints":
-        sizes = sizes[1:]
-    short = {label: _SIZES.get(label, f"_{label}") for label in sizes}
-    fixed = [t for t in (0.5, 0.75) if protocol.official or t in protocol.iou_thresholds]
-    rows: list[tuple[str, float]] = []
-
-    if iou_type == "keypoints":
-        m = last
-        if protocol.official:  # reads at 20, whatever was asked for
-            m = limits.index(20) if 20 in limits else None
-        for kind in ("AP", "AR"):
-            rows.append((kind, read(kind, area=whole, m=m)))
-            rows += [(f"{kind}{100 * t:.0f}", read(kind, t, whole, m)) for t in fixed]
-            rows += [(f"{kind}{short[label]}", read(kind, area=has[label], m=m)) for label in sizes]
-    else:
-        third = 2 if protocol.official and not protocol.federated else last
-        hundred: int | None = third
-        if protocol.official and not protocol.federated:
-            hundred = limits.index(100) if 100 in limits else None
-        rows.append(("AP", read("AP", area=whole, m=hundred)))
-        rows += [(f"AP{100 * t:.0f}", read("AP", t, whole, third)) for t in fixed]
-        rows += [(f"AP{short[label]}", read("AP", area=has[label], m=third)) for label in sizes]
-        if protocol.groups:
-            precision = curves.at(last).precision
-            assert whole is not None and precision is not None
-            for letter in "rcf":
-                chosen = [k for k, f in enumerate(frequency) if f == letter]
-                rows.append((f"AP{letter}", _mean(precision[:, :, chosen, whole])))
-        three = range(3) if protocol.official and not protocol.federated else range(len(limits))
-        for n in three:
-            name = protocol.per_image if limits[n] is None else limits[n]
-            rows.append((f"AR{name or ''}", read("AR", area=whole, m=n)))
-        rows += [(f"AR{short[label]}", read("AR", area=has[label], m=third)) for label in sizes]
-    return tuple(name for name, _ in rows), np.array([value for _, value in rows])
-
-
-_SIZES = {"small": "s", "medium": "m", "large": "l"}
-
-
-def _mean(values: Array) -> float:
-    """Over what is defined; -1 if nothing is."""
-    values = values[values > -1]
-    return float(np.mean(values)) if len(values) else -1.0
-
-
-def _place(value: Any, among: Sequence[Any], what: str) -> int:
-    if value in among:
-        return list(among).index(value)
-    if isinstance(value, int | np.integer) and what == "category" and 0 <= value < len(among):
-        return int(value)
-    raise ValueError(f"{what} {value!r} is none of {', '.join(map(str, among))}")
-
-
-def _threshold(iou: float | None, thresholds: Array) -> int:
-    if iou is None:
-        return 0
-    near = np.flatnonzero(np.abs(thresholds - iou) < 1e-9)
-    if not len(near):
-        raise ValueError(f"IoU {iou} is none of the thresholds {', '.join(f'{t:g}' for t in thresholds)}")
-    return int(near[0])

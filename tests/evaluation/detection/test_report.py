@@ -8,7 +8,8 @@ from PIL import Image
 
 from flashjax.evaluation.detection import evaluate, example
 from flashjax.evaluation.detection.charts import thinned
-from flashjax.evaluation.detection.report import score_curves, worst_images, write_report
+from flashjax.evaluation.detection.report import score_curves, write_report
+from flashjax.evaluation.detection.report_images import worst_images
 from tests.evaluation.detection.scenarios import scenario
 
 
