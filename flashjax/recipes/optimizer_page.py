@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -15,7 +16,59 @@ from flashjax.recipes import optimizer_grid, optimizer_walk
 from flashjax.recipes.optimizer_grid import Surface, power
 from flashjax.recipes.optimizer_walk import ALGORITHMS, Step, Walk
 
-SIDE, MARGIN = 420, 36
+SIDE, MARGIN, EVERY = 420, 36, 20  # units of the drawing of the walk; steps between its points
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a point (x₁, x₂) is in a drawing of SIDE x SIDE whose axes have these ticks."""
+
+    ticks: Sequence[float]
+
+    @property
+    def unit(self) -> float:
+        return (SIDE - MARGIN) / (self.ticks[-1] - self.ticks[0])
+
+    def at(self, x: Sequence[float] | np.ndarray) -> tuple[float, float]:
+        across, up = (np.asarray(x) - self.ticks[0]) * self.unit
+        return MARGIN + across, SIDE - MARGIN - up
+
+    def names(self) -> str:
+        """The numbers along both axes."""
+        words = ((tick, label(tick, self.ticks)) for tick in self.ticks[1:-1])
+        return "".join(
+            f'<text x="{self.at((tick, 0))[0]:.1f}" y="{SIDE - 16}" text-anchor="middle">{name}</text>'
+            f'<text x="{MARGIN - 6}" y="{self.at((0, tick))[1] + 4:.1f}" text-anchor="end">{name}</text>'
+            for tick, name in words
+        )
+
+    def level(self, problem: Walk, loss: float) -> str:
+        """The line of points with this loss."""
+        (x, y), radii = self.at(problem.minimum), self.unit * np.sqrt(2 * loss / np.array(problem.curvatures))
+        return (
+            f'<ellipse class="level" cx="{x:.1f}" cy="{y:.1f}" rx="{radii[0]:.1f}" ry="{radii[1]:.1f}">'
+            f"<title>loss {loss:.3g}</title></ellipse>"
+        )
+
+    def path(self, points: np.ndarray, words: str, color: str) -> str:
+        """A way, with a point every EVERY steps."""
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self.at, points))
+        drawn = [f'<polyline class="{color}" points="{line}"/>']
+        for t in range(0, len(points), EVERY):
+            (x, y), (x1, x2) = self.at(points[t]), points[t]
+            drawn.append(
+                f'<circle class="{color}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+                f"<title>{words}, after {t} steps: ({x1:.3f}, {x2:.3f})</title></circle>"
+            )
+        return "".join(drawn)
+
+    def mark(self, place: Sequence[float] | np.ndarray, words: str, above: int) -> str:
+        """A cross with words over it, or under it."""
+        x, y = self.at(place)
+        return (
+            f'<path class="cross" d="M{x - 4:.1f} {y:.1f}h8M{x:.1f} {y - 4:.1f}v8"/>'
+            f'<text class="on" x="{x:.1f}" y="{y - above:.1f}" text-anchor="middle">{words}</text>'
+        )
 
 
 def paths(problem: Walk, walks: Mapping[str, Sequence[Step]]) -> str:
@@ -25,46 +78,19 @@ def paths(problem: Walk, walks: Mapping[str, Sequence[Step]]) -> str:
     points = {name: np.array([steps[0].x, *(step.after for step in steps)]) for name, steps in walks.items()}
     everything = np.concatenate([*points.values(), [o, coupled, (0, 0)]])
     low, high = float(everything.min()), float(everything.max())
-    marks = ticks(low - 0.05 * (high - low), high + 0.05 * (high - low), 6)
-
-    def at(x: Sequence[float] | np.ndarray) -> tuple[float, float]:
-        part = (np.asarray(x) - marks[0]) / (marks[-1] - marks[0])
-        return MARGIN + part[0] * (SIDE - MARGIN), (1 - part[1]) * (SIDE - MARGIN)
-
-    unit = (SIDE - MARGIN) / (marks[-1] - marks[0])
-    start = float((c * (points["adamw"][0] - o) ** 2).sum() / 2)
-    drawn = []
-    for share in (1, 0.5, 0.2, 0.06, 0.012):
-        (x, y), radii = at(o), unit * np.sqrt(2 * share * start / c)
-        drawn.append(
-            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[0]:.1f}" ry="{radii[1]:.1f}" class="level">'
-            f"<title>loss {share * start:.3g}</title></ellipse>"
-        )
-    names = [
-        f'<text x="{at((tick, 0))[0]:.1f}" y="{SIDE - 16}" text-anchor="middle">{label(tick, marks)}</text>'
-        f'<text x="{MARGIN - 6}" y="{at((0, tick))[1] + 4:.1f}" text-anchor="end">{label(tick, marks)}</text>'
-        for tick in marks[1:-1]
-    ]
-    legend = []
-    for number, (name, way) in enumerate(points.items(), start=1):
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, way))
-        drawn.append(f'<polyline class="c{number}" points="{line}"/>')
-        for t in range(0, len(way), 20):
-            x, y = at(way[t])
-            words = f"{ALGORITHMS[name]}, after {t} steps: ({way[t][0]:.3f}, {way[t][1]:.3f})"
-            drawn.append(f'<circle class="c{number}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"><title>{words}</title></circle>')
-        legend.append(f'<span class="c{number}">{ALGORITHMS[name]}</span>')
-    for place, words, above in ((o, "least loss", 8), (coupled, "least loss + L2", -24), (np.zeros(2), "0", 8)):
-        x, y = at(place)
-        drawn.append(f'<path class="cross" d="M{x - 4:.1f} {y:.1f}h8M{x:.1f} {y - 4:.1f}v8"/>')
-        drawn.append(f'<text class="on" x="{x:.1f}" y="{y - above:.1f}" text-anchor="middle">{words}</text>')
-    note = f"Lines of equal loss; a point every 20 of {problem.steps} steps, from ({problem.start[0]:g}, "
+    plane = Plane(ticks(low - 0.05 * (high - low), high + 0.05 * (high - low), 6))
+    start = float((c * (np.array(problem.start) - o) ** 2).sum() / 2)
+    drawn = [plane.level(problem, share * start) for share in (1, 0.5, 0.2, 0.06, 0.012)]
+    drawn += [plane.path(way, ALGORITHMS[name], f"c{n}") for n, (name, way) in enumerate(points.items(), start=1)]
+    drawn += [plane.mark(o, "least loss", 8), plane.mark(coupled, "least loss + L2", -24), plane.mark((0, 0), "0", 8)]
+    legend = "".join(f'<span class="c{n}">{ALGORITHMS[name]}</span>' for n, name in enumerate(points, start=1))
+    note = f"Lines of equal loss; a point every {EVERY} of {problem.steps} steps, from ({problem.start[0]:g}, "
     note += f"{problem.start[1]:g}). Across x₁, upwards x₂."
     clip = f'<clipPath id="plot"><rect x="{MARGIN}" y="0" width="{SIDE - MARGIN}" height="{SIDE - MARGIN}"/></clipPath>'
     return (
-        f'<figure class="paths"><figcaption><h2>Two ways</h2><p class="legend">{"".join(legend)}</p></figcaption>'
+        f'<figure class="paths"><figcaption><h2>Two ways</h2><p class="legend">{legend}</p></figcaption>'
         f'<svg viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="paths of both algorithms">{clip}'
-        f'<g clip-path="url(#plot)">{"".join(drawn)}</g>{"".join(names)}</svg><p class="note">{note}</p></figure>'
+        f'<g clip-path="url(#plot)">{"".join(drawn)}</g>{plane.names()}</svg><p class="note">{note}</p></figure>'
     )
 
 
