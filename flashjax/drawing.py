@@ -53,7 +53,7 @@ def line_chart(
     ]
     grid += [
         f'<text x="{across(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
-        f"{f'{t:g}' if doublings else label(t, ticks(0, end, 6))}</text>"
+        f"{(power(t) if t < 0.01 else f'{t:g}') if doublings else label(t, ticks(0, end, 6))}</text>"
         for t in x_ticks
     ]
     drawn, legend = [], []
@@ -234,6 +234,14 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def power(value: float) -> str:
+    """A power of two as such, another number as it is."""
+    exponent = math.log2(value)
+    if not exponent.is_integer():
+        return f"{value:g}"
+    return "2" + f"{exponent:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def label(tick: float, ticks: Sequence[float]) -> str:

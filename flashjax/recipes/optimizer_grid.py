@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashjax.drawing import power
 from flashjax.evaluation.statistics import Mean, Trend, mean, trend
 from flashjax.planning.cells import Line
 
@@ -156,11 +157,3 @@ def _gain(apart: Surface, coupled: Surface) -> list[str]:
         f"({abs(gap.value) / coupled.best_error().value:.0%} of it) {'below' if gap.value < 0 else 'above'} that of "
         f"{coupled.words}{doubt}."
     ]
-
-
-def power(value: float) -> str:
-    """A power of two as such, another number as it is."""
-    exponent = math.log2(value)
-    if not exponent.is_integer():
-        return f"{value:g}"
-    return "2" + f"{exponent:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
