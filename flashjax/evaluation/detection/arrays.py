@@ -71,7 +71,14 @@ def ground_truth(given: Mapping[str, Any], iou_type: str, area: AreaFrom, box_fo
     return GroundTruth(
         catalogue,
         image,
-        index_of(by_name(category_ids, catalogue), categories, source, "annotation", "category_id", "categories"),
+        index_of(
+            by_name(category_ids, catalogue, source, "annotation"),
+            categories,
+            source,
+            "annotation",
+            "category_id",
+            "categories",
+        ),
         ids,
         areas,
         flags(_optional(given, "iscrowd", count, np.zeros(count), source), source, "annotation", "iscrowd"),
@@ -112,7 +119,12 @@ def detections(
     check_scores(scores, source)
     image = index_of(image_ids, catalogue.images, source, what, "image_id", catalogue.source)
     category = index_of(
-        by_name(category_ids, catalogue), catalogue.categories, source, what, "category_id", catalogue.source
+        by_name(category_ids, catalogue, source, what),
+        catalogue.categories,
+        source,
+        what,
+        "category_id",
+        catalogue.source,
     )
     boxes, corners = _array_boxes(given, count, box_format, source, what, iou_type == "bbox")
     masks = keypoints = None

@@ -22,6 +22,7 @@ from flashjax.evaluation.detection.fields import (
     numbers,
     rectangle,
     segmentations,
+    whole_numbers,
 )
 from flashjax.evaluation.detection.tables import (
     Catalogue,
@@ -65,7 +66,8 @@ def ground_truth(data: Any, source: str, iou_type: str, area: AreaFrom, lvis: bo
         keypoints = keypoints_of(column(records, "keypoints", source, "annotation"), source, "annotation")
         visible = (keypoints[:, :, 2] > 0).sum(1)
         given = [r.get("num_keypoints") for r in records]
-        counts = np.array([v if g is None else g for g, v in zip(given, visible.tolist(), strict=True)], np.int64)
+        given = [v if g is None else g for g, v in zip(given, visible.tolist(), strict=True)]
+        counts = whole_numbers(given, source, "annotation", "num_keypoints")
     if area == "given":
         hint = "; give area='box' or 'mask' to compute it"
         areas = numbers(column(records, "area", source, "annotation", hint), source, "annotation", "area")
@@ -92,7 +94,9 @@ def _coco_catalogue(data: Mapping[str, Any], source: str, lvis: bool) -> Catalog
         raise ValueError(f"{source}: category 0: id {category_ids[0].item()!r} is no integer")
     by_image, by_category = np.argsort(image_ids, kind="stable"), np.argsort(category_ids, kind="stable")
     image_ids, category_ids = image_ids[by_image], category_ids[by_category]
-    sizes = np.array([(i.get("height") or 0, i.get("width") or 0) for i in images], np.int64).reshape(-1, 2)
+    sides = ("height", "width")
+    sizes = [whole_numbers([i.get(side) or 0 for i in images], source, "image", side) for side in sides]
+    sizes = np.stack(sizes, 1)
     catalogue = Catalogue(
         source,
         image_ids,
@@ -140,7 +144,7 @@ def detections(records: Records, catalogue: Catalogue, iou_type: str, source: st
         *(catalogue.images, source, what, "image_id", catalogue.source),
     )
     category = index_of(
-        by_name(ids_of(column(records, "category_id", source, what), source, what), catalogue),
+        by_name(ids_of(column(records, "category_id", source, what), source, what), catalogue, source, what),
         *(catalogue.categories, source, what, "category_id", catalogue.source),
     )
     # As in COCO's program, the first result says what all of them are.

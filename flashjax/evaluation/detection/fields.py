@@ -13,6 +13,7 @@ import numpy as np
 from flashjax.evaluation.detection import masks as m
 from flashjax.evaluation.detection import polygons
 from flashjax.evaluation.detection.outlines import OutlineAt, cut_polygons, read_polygons, with_polygons
+from flashjax.evaluation.detection.rle import MOST_PIXELS
 from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of
 
 Array = np.ndarray
@@ -133,18 +134,35 @@ def keypoints_of(lists: Sequence[Any] | Array, source: str, what: str) -> Array:
     """[N, J, 3]."""
     if not len(lists):
         return np.zeros((0, 0, 3))
-    count = len(lists[0])
+    count = len(lists[0]) if isinstance(lists[0], Sequence | np.ndarray) else 0
     for row, points in enumerate(lists):
+        if not isinstance(points, Sequence | np.ndarray):
+            raise ValueError(f"{source}: {what} {row}: keypoints {points!r} are no list of x, y, visibility of each")
         if len(points) != count or count % 3 or count == 0:
             raise ValueError(
                 f"{source}: {what} {row}: keypoints are {len(points)} numbers; x, y, visibility of each are wanted, "
                 f"and the first has {count}"
             )
-    points = np.array(list(lists), np.float64).reshape(len(lists), -1, 3)
+    try:
+        points = np.array(list(lists), np.float64).reshape(len(lists), -1, 3)
+    except (TypeError, ValueError):
+        for row, points in enumerate(lists):
+            odd = next((v for v in points if not isinstance(v, int | float | np.number)), None)
+            if odd is not None:
+                raise ValueError(f"{source}: {what} {row}: {odd!r} among its keypoints is no number") from None
+        raise
     row = first_bad(np.isfinite(points))
     if row is not None:
         raise ValueError(f"{source}: {what} {row}: keypoints {points[row].tolist()} are not finite")
     return points
+
+
+def whole_numbers(values: Sequence[Any], source: str, what: str, name: str) -> Array:
+    """int64 of what must be integers."""
+    for row, value in enumerate(values):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"{source}: {what} {row}: {name} {value!r} is no integer")
+    return np.array(values, np.int64)
 
 
 def rectangle(box: Sequence[float]) -> list[list[float]]:
@@ -156,6 +174,10 @@ def known_sizes(sizes: Array, source: str, what: str) -> Array:
     row = first_bad(sizes > 0)
     if row is not None:
         raise ValueError(f"{source}: {what} {row}: masks need the height and width of its image, and it has none")
+    row = first_bad(sizes[:, 0] * sizes[:, 1] < MOST_PIXELS)
+    if row is not None:
+        height, width = sizes[row].tolist()
+        raise ValueError(f"{source}: {what} {row}: {height} x {width} pixels are too many for a mask: 2^31 or more")
     return sizes
 
 
@@ -211,10 +233,21 @@ def _segmentation_kind(one: Any, row: int, source: str, what: str) -> int:
     if isinstance(one, list | tuple | np.ndarray) and len(one):
         return 0
     if isinstance(one, Mapping) and "counts" in one and "size" in one:
-        return 2 if isinstance(one["counts"], str | bytes) else 1
+        size, counts = one["size"], one["counts"]
+        if not _are_integers(size) or len(size) != 2:
+            raise ValueError(f"{source}: {what} {row}: size {size!r} of its mask is not height and width")
+        if isinstance(counts, str | bytes):
+            return 2
+        if _are_integers(counts):
+            return 1
+        raise ValueError(f"{source}: {what} {row}: counts {str(counts)[:60]} are neither a string nor integers")
     raise ValueError(
         f"{source}: {what} {row}: segmentation {str(one)[:60]} is neither polygons nor {{'size', 'counts'}}"
     )
+
+
+def _are_integers(values: Any) -> bool:
+    return isinstance(values, Sequence | np.ndarray) and all(isinstance(v, int | np.integer) for v in values)
 
 
 def area_of(area: AreaFrom, boxes: Array | None, masks: m.AnyMasks | None, source: str) -> Array:
@@ -232,11 +265,11 @@ def check_area(areas: Array, source: str) -> None:
         raise ValueError(f"{source}: annotation {row}: area {areas[row]} is no area")
 
 
-def by_name(ids: Array, catalogue: Catalogue) -> Array:
+def by_name(ids: Array, catalogue: Catalogue, source: str, what: str) -> Array:
     """Category names to ids, where a column holds names."""
     if ids.dtype.kind != "U":
         return ids
     order = np.argsort(np.array(catalogue.names), kind="stable")
     names = np.array(catalogue.names)[order]
-    place = index_of(ids, names, "category_id", "row", "category", catalogue.source)
+    place = index_of(ids, names, source, what, "category", catalogue.source)
     return catalogue.categories[order[place]]

@@ -48,12 +48,15 @@ class Outlines:
             ValueError: what is no number; it names the row.
         """
         parts = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        lengths = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64, int(parts.sum()))
         try:
+            lengths = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64, int(parts.sum()))
             flat = chain.from_iterable(chain.from_iterable(polygons))
             return Outlines(parts, lengths, np.fromiter(flat, np.float64, int(lengths.sum())))
         except (TypeError, ValueError):
             for row, mask in enumerate(polygons):
+                for part in mask:
+                    if not isinstance(part, Sequence | np.ndarray):
+                        raise ValueError(f"{source} {row}: polygon {part!r} is no list of numbers") from None
                 for value in chain.from_iterable(mask):
                     if not isinstance(value, int | float | np.number):
                         raise ValueError(f"{source} {row}: {value!r} in a polygon is not a number") from None

@@ -247,6 +247,11 @@ CODED = {"size": [100, 120], "counts": from_boxes([(1, 1, 10, 10)], [(100, 120)]
         ({"size": [100, 120], "counts": [5, 5]}, "detection 1: its runs hold 10 pixels"),
         ([[0, 0, 1]], "detection 1: a polygon of 3 numbers"),
         ({"size": [100, 120]}, "detection 1: segmentation .* is neither polygons nor"),
+        ({"size": [100], "counts": "1"}, r"detection 1: size \[100\] of its mask is not height and width"),
+        ({"size": ["a", 1], "counts": "1"}, "detection 1: size .* of its mask is not height and width"),
+        ({"size": [100, 120], "counts": None}, "detection 1: counts None are neither a string nor integers"),
+        ({"size": [100, 120], "counts": ["a"]}, r"detection 1: counts \['a'\] are neither"),
+        ([5], "detection 1: polygon 5 is no list of numbers"),
         ([], r"detection 1: segmentation \[\] is neither"),
     ],
 )
@@ -261,6 +266,40 @@ def test_wrong_masks_are_named(tmp_path, one, words, as_file):
         found = tmp_path / "found.json"
     with pytest.raises(ValueError, match=words):
         evaluate(truth, found, "coco", "segm")
+
+
+POINTS = [1.0, 1.0, 2] * 17
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "words"),
+    [
+        ({}, {"keypoints": ["x", 1, 2] * 17}, "detections: detection 0: 'x' among its keypoints is no number"),
+        ({}, {"keypoints": 5}, "detections: detection 0: keypoints 5 are no list"),
+        ({}, {"keypoints": [1.0] * 50}, "detections: detection 0: keypoints are 50 numbers"),
+        ({}, {"keypoints": [float("nan")] * 51}, "detections: detection 0: keypoints .* are not finite"),
+        ({}, {"category_id": "cow"}, "detections: detection 0: category 'cow' is not among the 2 of ground truth"),
+        ({"num_keypoints": "x"}, {}, "ground truth: annotation 0: num_keypoints 'x' is no integer"),
+        ({"keypoints": None}, {}, "ground truth: annotation 0 has no 'keypoints'"),
+    ],
+)
+def test_wrong_keypoints_are_named(truth, found, words):
+    data = changed(changed(TRUTH, ["annotations", 0], keypoints=POINTS), ["annotations", 0], **truth)
+    data["annotations"] = data["annotations"][:1]
+    one = {"image_id": 7, "category_id": 2, "score": 0.5, "keypoints": POINTS} | found
+    with pytest.raises(ValueError, match=words):
+        evaluate(data, [one], "coco", "keypoints")
+
+
+def test_sizes_of_images_are_named():
+    truth = changed(TRUTH, ["annotations", 0], segmentation=SQUARE)
+    truth = changed(truth, ["annotations", 1], segmentation=SQUARE)
+    with pytest.raises(ValueError, match="ground truth: image 1: height 'x' is no integer"):
+        evaluate(changed(truth, ["images", 1], height="x"), [], "coco", "segm")
+    with pytest.raises(ValueError, match="annotation 1: 60000 x 60000 pixels are too many for a mask"):
+        evaluate(changed(truth, ["images", 1], height=60000, width=60000), [], "coco", "segm")
+    with pytest.raises(ValueError, match="annotation 1: masks need the height and width"):
+        evaluate(changed(truth, ["images", 1], height=None), [], "coco", "segm")
 
 
 @pytest.mark.parametrize(
