@@ -4,6 +4,7 @@ pycocotools: 540 random scenarios (scenarios.py says what is in them), and the c
 lvis: 60, with limits, searched and half-searched classes.
 """
 
+import collections
 import contextlib
 import copy
 import io
@@ -101,6 +102,45 @@ def test_scenarios_are_no_formality():
             [evaluate((m := scenario(s, kind))["truth"], given(m), "coco", kind).stats for s in range(20)]
         )
         assert ((values[:, 1] > 0.02) & (values[:, 1] < 0.98)).mean() > 0.5, kind
+
+
+def oddities(made):
+    """What is odd about a scenario."""
+    truth, found, options = made["truth"]["annotations"], made["found"], made["options"]
+    of_truth, of_found = ({one["image_id"] for one in rows} for rows in (truth, found))
+    images = {image["id"] for image in made["truth"]["images"]}
+    met = {f"custom {key}" for key in options}
+    scores = [one["score"] for one in found]
+    segmentations = [one.get("segmentation") for one in truth]
+    for name, there in (
+        ("ties", len(set(scores)) < len(scores)),
+        ("crowds", any(one["iscrowd"] for one in truth)),
+        ("ignored", any(one.get("ignore") for one in truth)),
+        ("images without truth", images - of_truth),
+        ("images without detections", images - of_found),
+        ("no truth at all", not truth),
+        ("no detections at all", not found),
+        ("ids 0", any(one["id"] == 0 for one in truth)),
+        ("detection ids 0", any(one.get("id") == 0 for one in found)),
+        ("areas on the border", any(one["area"] in (1024, 9216) for one in truth)),
+        ("equal boxes", len({tuple(one["bbox"]) for one in truth}) < len(truth)),
+        ("polygons", any(isinstance(one, list) for one in segmentations)),
+        ("run lengths", any(isinstance(one, dict) and isinstance(one["counts"], list) for one in segmentations)),
+        ("strings", any(isinstance(one, dict) and isinstance(one["counts"], str) for one in segmentations)),
+        ("no visible keypoint", any(one.get("num_keypoints") == 0 for one in truth)),
+    ):
+        if there:
+            met.add(name)
+    return met
+
+
+def test_scenarios_hold_everything_odd():
+    """Each oddity is there in several of the quick ones already."""
+    count = collections.Counter(
+        name for kind in QUICK for seed in QUICK[kind] for name in oddities(scenario(seed, kind))
+    )
+    assert len(count) == 22 and min(count.values()) >= 2, count
+    assert sum(len(seeds) for table in (QUICK, LONG) for seeds in table.values()) >= 500
 
 
 def test_batches_equal_pycocotools():
