@@ -25,12 +25,13 @@ from typing import Any
 from flashjax import models
 from flashjax.data import AugmentConfig, DataConfig
 from flashjax.models.swin import SwinConfig
-from flashjax.training import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from flashjax.recipes.images import ImageRun
+from flashjax.training import OptimizerConfig, ScheduleConfig, TrainConfig
 from flashjax.training.sharding import Rule, fsdp, tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinImagenet(RunConfig):
+class SwinImagenet(ImageRun):
     """A Swin Transformer, images to classify, and the recipe of the paper."""
 
     epochs: float = 300.0
@@ -44,12 +45,8 @@ class SwinImagenet(RunConfig):
     another run. Window, resolution and classes are adapted."""
     init_model: str | None = None
     """Name of the pretrained model in a weights file, e.g. swin_base_patch4_window7_224_22k."""
-    images: tuple[str, ...] = ()
-    """Images to name in --mode predict."""
     model: SwinConfig = field(default_factory=lambda: models.config("swin_tiny_patch4_window7_224"))
     """Architecture."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """Images and what is done to them."""
 
 
 NO_DECAY = {1: ("relative_position_bias_table",), 2: ("cpb_mlp", "logit_scale")}

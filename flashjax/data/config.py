@@ -93,6 +93,8 @@ class DataConfig:
     or its idx files in the directory), or the name of a TFDS set, with a version if you like: `imagenet2012:5.1.0`."""
     image_size: int = 224
     """Height and width of the images that the model sees."""
+    channels: Literal[1, 3] = 3
+    """RGB, or gray: the first of mean and std holds then."""
     batch_size: int = 1024
     """Training examples in a step, over all hosts and devices."""
     eval_batch_size: int = 1024
@@ -126,6 +128,8 @@ class DataConfig:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
+        if self.channels == 1 and self.augment.auto_augment is not None:
+            raise ValueError(f"auto_augment {self.augment.auto_augment!r} needs colour: set it to None for 1 channel")
         if self.augment.mixes and self.batch_size % 2:
             raise ValueError(f"Mixup and CutMix pair the rows of a batch: batch_size {self.batch_size} must be even")
 

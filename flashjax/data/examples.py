@@ -8,7 +8,7 @@ from PIL import Image
 from flashjax.data.batches import AUGMENT, Arrays, generator, shuffled
 from flashjax.data.config import DataConfig
 from flashjax.data.sources import Source
-from flashjax.data.transforms import TrainTransform, center_resize, decode
+from flashjax.data.transforms import TrainTransform, center_resize, decode, pixels
 
 MAX_BAD_IN_A_ROW = 100
 SKIP_HINT = "--data.on_error skip leaves such images out and counts them"
@@ -19,11 +19,12 @@ class BadImageError(ValueError):
 
 
 def read_image(source: Source, index: int, config: DataConfig) -> tuple[Image.Image, int]:
-    """Example `index`, decoded to RGB, and its label; raises BadImageError where that cannot be done."""
+    """Example `index`, decoded to RGB or gray, and its label; raises BadImageError where that cannot be done."""
     try:
         payload, label = source[index]
         # The smallest crop that the recipe draws must still cover the result, so a draft stays well above it.
-        return decode(payload, config.exif_rotate, 2 * config.image_size if config.jpeg_draft else None), label
+        image = decode(payload, config.exif_rotate, 2 * config.image_size if config.jpeg_draft else None)
+        return image if config.channels == 3 else image.convert("L"), label
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise BadImageError(f"bad image: {source.describe(index)}: {error or type(error).__name__}") from error
 
@@ -81,6 +82,6 @@ class EvalExamples:
             if self.config.on_error == "raise":
                 raise BadImageError(f"{error}; {SKIP_HINT}") from error.__cause__
             return [str(error)]
-        arrays["image"][row] = center_resize(image, self.config.image_size, self.config.augment)
+        arrays["image"][row] = pixels(center_resize(image, self.config.image_size, self.config.augment))
         arrays["label"][row], arrays["mask"][row] = label, 1
         return []

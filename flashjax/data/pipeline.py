@@ -4,7 +4,7 @@ Batch k is a pure function of (seed, k): the order is a permutation of the set f
 the augmentation of the example in slot i = k * B + row is drawn from (seed, i); the mixing of batch k from (seed, k).
 So a resumed run, with any number of workers or hosts, sees the same batches.
 
-Legend: B batch (rows over all hosts), P hosts (processes), H, W height and width, N erase boxes.
+Legend: B batch (rows over all hosts), P hosts (processes), H, W, C height, width, channels, N erase boxes.
 """
 
 import math
@@ -44,7 +44,7 @@ class DatasetInfo:
 class Pipeline(Batches):
     """Batches of images of one split, for one host; see `Batches`. Their leaves:
 
-    Training: `image` uint8 [B/P, H, W, 3], `label` int32 [B/P], `mix_lambda` float32 [B/P], `mix_box` int32 [B/P, 4]
+    Training: `image` uint8 [B/P, H, W, C], `label` int32 [B/P], `mix_lambda` float32 [B/P], `mix_box` int32 [B/P, 4]
     (y0, y1, x0, x1), `erase_box` int32 [B/P, N, 4] (top, left, height, width; height 0: none).
     Evaluation: `image`, `label`, `mask` float32 [B/P], 0 for padding and skipped images.
 
@@ -146,7 +146,7 @@ def _display_names(class_names: Sequence[str]) -> tuple[str, ...]:
 def _leaves(config: DataConfig, training: bool) -> dict[str, tuple[tuple[int, ...], type]]:
     """What the workers fill: name -> shape of one example and dtype."""
     size = config.image_size
-    leaves = {"image": ((size, size, 3), np.uint8), "label": ((), np.int32)}
+    leaves = {"image": ((size, size, config.channels), np.uint8), "label": ((), np.int32)}
     if training:
         return leaves | {"erase_box": ((config.augment.erase_count, 4), np.int32)}
     return leaves | {"mask": ((), np.float32)}

@@ -3,7 +3,7 @@
 All geometry is Pillow's, with the rounding of torchvision and timm, so that a recipe written for them sees the same
 pixels. Every draw comes from the generator that is passed in.
 
-Legend: H, W height and width of the result.
+Legend: H, W height and width of the result; C its channels.
 """
 
 import io
@@ -47,6 +47,12 @@ def decode(payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: i
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
+    """RGB, or one channel of gray."""
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
 
 
 def sample_crop(
@@ -97,7 +103,7 @@ def center_resize(image: Image.Image, size: int, config: AugmentConfig) -> Image
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """`transform(image, rng)` -> (uint8 [H, W, 3], int32 [N, 4] boxes to erase), for one training image."""
+    """`transform(image, rng)` -> (uint8 [H, W, C], int32 [N, 4] boxes to erase), for one training image."""
 
     config: DataConfig
     policy: HostPolicy | None
@@ -111,14 +117,14 @@ class TrainTransform:
         red, green, blue = (min(255, round(255 * channel)) for channel in augment.mean)
         return TrainTransform(config, policies.parse(augment.auto_augment, augment.interpolation, (red, green, blue)))
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W 3"], np.ndarray]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[UInt8[np.ndarray, "H W C"], np.ndarray]:
         augment, size = self.config.augment, self.config.image_size
         image = self._crop(image, rng)
         if augment.hflip > 0 and rng.random() < augment.hflip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.policy is not None:
             image = self.policy(rng, image)
-        return np.asarray(image), sample_boxes(rng, size, size, augment)
+        return pixels(image), sample_boxes(rng, size, size, augment)
 
     def _crop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         augment, size = self.config.augment, self.config.image_size

@@ -9,7 +9,7 @@ import numpy as np
 
 from flashjax.data import DataConfig
 from flashjax.data.imagenet import class_names, wnids
-from flashjax.data.transforms import center_resize, decode
+from flashjax.data.transforms import center_resize, decode, pixels
 from flashjax.objectives.classification import Classification
 from flashjax.training import Pipeline, Program
 
@@ -40,7 +40,8 @@ def predict_files(
     for path in paths:
         try:
             image = decode(Path(path).read_bytes(), config.exif_rotate)
-            images.append(np.asarray(center_resize(image, config.image_size, config.augment)))
+            image = image if config.channels == 3 else image.convert("L")
+            images.append(pixels(center_resize(image, config.image_size, config.augment)))
         except Exception as error:
             raise ValueError(f"cannot read image {path}: {error}") from error
     rows = {

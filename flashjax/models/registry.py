@@ -50,4 +50,6 @@ def _hashable(value: Any) -> Any:
 
 
 def _nearest(word: str, choices: Any) -> str:
-    return ", ".join(difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0))
+    longer = sorted(choice for choice in choices if choice.startswith(word))[:3]
+    close = difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0)
+    return ", ".join(dict.fromkeys([*longer, *close]))

@@ -1,6 +1,6 @@
 """Image classification: soft-target cross entropy to train, top-1 and top-5, each example once, to evaluate.
 
-Shapes: B batch, H height, W width, K classes.
+Shapes: B batch, H height, W width, C channels, K classes.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,9 +32,9 @@ class Classification:
     num_classes: int
     """K; the model's logits must have as many."""
     prepare_train: Callable[[Batch, PRNGKeyArray], dict[str, Array]]
-    """(train batch, key) -> image float32 [B, H, W, 3] and target float32 [B, K] whose rows sum to 1."""
+    """(train batch, key) -> image float32 [B, H, W, C] and target float32 [B, K] whose rows sum to 1."""
     prepare_eval: Callable[[Batch], dict[str, Array]]
-    """Evaluation batch -> image float32 [B, H, W, 3], label int32 [B], mask float32 [B]."""
+    """Evaluation batch -> image float32 [B, H, W, C], label int32 [B], mask float32 [B]."""
 
     def init(self, rngs: Mapping[str, PRNGKeyArray], batch: Batch) -> dict[str, Any]:
         """All variables of the model for images of the shape of `batch["image"]`, raw or prepared.
@@ -88,7 +88,7 @@ class Classification:
         """Probabilities, float32, for an evaluation batch."""
         return jax.nn.softmax(self._logits(variables, self.prepare_eval(batch)["image"]))
 
-    def _logits(self, variables: Variables, images: Float[Array, "B H W 3"]) -> Float[Array, "B K"]:
+    def _logits(self, variables: Variables, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
         return self._checked(self.model.apply(variables, images, train=False))
 
     def _checked(self, logits: Any) -> Float[Array, "B K"]:

@@ -39,6 +39,22 @@ def test_batch_is_a_pure_function_of_seed_and_number(root):
             assert batch[name].shape == leaf.shape and batch[name].dtype == leaf.dtype, name
 
 
+def test_gray_images_are_the_first_channel_of_gray_ones(root):
+    """Crops, flips and draws are those of RGB; colours become their luminance."""
+    plain = AugmentConfig(crop="pad", auto_augment=None)
+    rgb, gray = (
+        classification(dataclasses.replace(CONFIG, dataset="digits", augment=plain, channels=c), None, seed=0)
+        for c in (3, 1)
+    )
+    for one, other in zip(rgb[:2], gray[:2], strict=True):
+        assert other.spec["image"].shape == (8, 16, 16, 1)
+        np.testing.assert_array_equal(other.batch(1)["image"], one.batch(1)["image"][..., :1])
+    colour = classification(dataclasses.replace(CONFIG, augment=plain, channels=1), str(root), seed=0)[0]
+    assert colour.batch(0)["image"].shape == (8, 16, 16, 1)
+    with pytest.raises(ValueError, match="needs colour: set it to None for 1 channel"):
+        dataclasses.replace(CONFIG, channels=1)
+
+
 def test_epochs_are_permutations_and_differ(root):
     config = dataclasses.replace(CONFIG, batch_size=6, augment=AugmentConfig(crop="center", hflip=0, auto_augment=None))
     train, _, info = classification(config, str(root), seed=0)

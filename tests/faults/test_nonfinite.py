@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import swin_imagenet
+from flashjax import data
 from tests.experiments.test_swin_imagenet import SMALL, run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -35,13 +35,13 @@ def figures(text):
 
 def test_replay_by_the_launcher(tmp_path, monkeypatch, capsys):
     workdir = tmp_path / "run"
-    classification = swin_imagenet.data.classification
+    classification = data.classification
 
     def poisoned(*args):
         train, evaluation, info = classification(*args)
         return Poisoned(train), evaluation, info
 
-    monkeypatch.setattr(swin_imagenet.data, "classification", poisoned)
+    monkeypatch.setattr(data, "classification", poisoned)
     mixing = ("--data.augment.mixup", 0.8, "--mesh.data", 4, "--mesh.fsdp", 2)
     run(monkeypatch, "--workdir", workdir, "--steps", 4, *SMALL, *mixing)
     said = capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_replay_by_the_launcher(tmp_path, monkeypatch, capsys):
     kept = json.loads((workdir / "nonfinite" / str(STEP) / "figures.json").read_text())
     assert kept["step"] == kept["batch"] == STEP
 
-    monkeypatch.setattr(swin_imagenet.data, "classification", classification)
+    monkeypatch.setattr(data, "classification", classification)
     run(monkeypatch, "--workdir", workdir, "--mode", "replay", "--step", STEP)
     again = figures(capsys.readouterr().out)
     assert again["step"] == str(STEP) and again["finite"] == again["applied"] == "0" and again["loss"] == "nan"

@@ -13,6 +13,7 @@ from configs.swin_imagenet import PRESETS
 from flashjax.training import MeshConfig, Program
 from tests.golden.golden import expected, how
 from tests.golden.tiny import STEPS, tiny
+from tests.golden.tiny_resnet import tiny_resnet
 from tests.golden.tiny_text import MODELS, tiny_text
 
 IMAGES = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -20,6 +21,7 @@ TEXT = MeshConfig(data=2, sequence=2, tensor=2)
 EXPERIMENTS = {
     **{name: functools.partial(tiny, PRESETS[name], IMAGES) for name in ("tiny_1k", "v2_tiny_w8", "demo")},
     "tiny_22k_to_1k": functools.partial(tiny, PRESETS["tiny_22k_to_1k"], IMAGES),
+    **{name: functools.partial(tiny_resnet, name, IMAGES) for name in ("resnet20_cifar", "wrn_28_10")},
     **{name: functools.partial(tiny_text, name, TEXT) for name in MODELS},
 }
 RTOL = 2e-5

@@ -12,10 +12,12 @@ import pytest
 
 from configs.swin_imagenet import PRESETS, RULES
 from experiments.swin_imagenet import objective
+from flashjax import models
+from flashjax.models.resnet import ResNet
 from flashjax.training import MeshConfig
 from flashjax.training.mesh import make_mesh
 from flashjax.training.parameters import parameter_rows
-from flashjax.training.sharding import lint, reasons, shardings_for
+from flashjax.training.sharding import FSDP_RULES, lint, reasons, shardings_for
 from tests.golden.golden import expected, how
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -24,6 +26,7 @@ FAMILIES = (
     *("demo", "tiny_1k", "base_22k", "base_22k_to_1k", "base_384"),
     *("v2_tiny_w8", "v2_base_22k_to_1k_256"),
 )
+RESNETS = ("resnet20_cifar", "resnet50", "wrn_28_10")
 
 
 @functools.cache
@@ -37,11 +40,19 @@ def parameters(preset: str):
     return jax.eval_shape(lambda: goal.init(rngs, {"image": image}))["params"]
 
 
-@pytest.mark.parametrize("preset", FAMILIES)
+def resnet_parameters(name: str):
+    """The same of a residual network."""
+    config = models.config(name)
+    model = ResNet(dataclasses.replace(config, depths=(1,) * len(config.depths)))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))["params"]
+
+
+@pytest.mark.parametrize("preset", [*FAMILIES, *RESNETS])
 def test_shardings(preset):
-    params, mesh = parameters(preset), make_mesh(MESH)
-    lint(params, RULES, mesh)
-    rows = parameter_rows(params, shardings_for(params, RULES, mesh))
+    params, rules = (resnet_parameters(preset), FSDP_RULES) if preset in RESNETS else (parameters(preset), RULES)
+    mesh = make_mesh(MESH)
+    lint(params, rules, mesh)
+    rows = parameter_rows(params, shardings_for(params, rules, mesh))
     found = {row.path: f"{'x'.join(map(str, row.shape))}: {row.spec}" for row in rows}
     golden = expected("shardings.json", preset, found)
     differ = [

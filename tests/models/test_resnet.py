@@ -219,7 +219,7 @@ def test_depths_that_are_none():
         cifar(21)
     with pytest.raises(ValueError, match=r"depth must be 6 n \+ 4 .*, got 20"):
         wide(20, 2)
-    with pytest.raises(ValueError, match="resnet44_cifar_b"):
+    with pytest.raises(ValueError, match="nearest: resnet44_cifar_basic, resnet44_cifar_bottleneck"):
         models.create("resnet44_cifar")  # which of the two must be said
 
 

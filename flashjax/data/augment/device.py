@@ -3,7 +3,7 @@
 The host sends uint8 images and the draws (boxes, weights); only the noise that fills erased boxes is drawn here, from
 the key. The order is that of timm's training loop: normalise, erase each image, then mix the batch with its mirror.
 
-Legend: B batch (rows over all hosts), H height, W width, N erase boxes, K classes.
+Legend: B batch (rows over all hosts), H height, W width, C channels, N erase boxes, K classes.
 """
 
 import math
@@ -17,9 +17,9 @@ from flashjax.data.augment.draws import scramble
 from flashjax.data.config import AugmentConfig, DataConfig
 
 
-def normalise(images: UInt8[Array, "B H W 3"], config: AugmentConfig) -> Float[Array, "B H W 3"]:
+def normalise(images: UInt8[Array, "B H W C"], config: AugmentConfig) -> Float[Array, "B H W C"]:
     """Pixels 0..255 to float32 of the recipe's mean 0 and deviation 1, channel by channel."""
-    mean, std = jnp.float32(config.mean), jnp.float32(config.std)
+    mean, std = (jnp.float32(values)[: images.shape[-1]] for values in (config.mean, config.std))
     return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
@@ -36,8 +36,8 @@ def inside(
 
 
 def erase(
-    images: Float[Array, "B H W 3"], boxes: Int[Array, "B N 4"], fill: Float[Array, "#B N #H #W #3"]
-) -> Float[Array, "B H W 3"]:
+    images: Float[Array, "B H W C"], boxes: Int[Array, "B N 4"], fill: Float[Array, "#B N #H #W #C"]
+) -> Float[Array, "B H W C"]:
     """Replaces the pixels of each box (top, left, height, width) by `fill`; a box of height 0 changes nothing."""
     height, width = images.shape[1:3]
     for slot in range(boxes.shape[1]):
@@ -47,7 +47,7 @@ def erase(
     return images
 
 
-def mix(images: Float[Array, "B H W 3"], weight: Float[Array, "B"], box: Int[Array, "B 4"]) -> Float[Array, "B H W 3"]:
+def mix(images: Float[Array, "B H W C"], weight: Float[Array, "B"], box: Int[Array, "B 4"]) -> Float[Array, "B H W C"]:
     """Mixes row i with row B-1-i: inside its CutMix box where it has one, else by its Mixup weight."""
     y0, y1, x0, x1 = jnp.moveaxis(box, -1, 0)
     cut = inside((y0, y1), (x0, x1), *images.shape[1:3])
@@ -72,11 +72,11 @@ def prepare_train(
     """A training batch as the pipeline gives it -> what the model and the loss take.
 
     Args:
-        batch: `image` uint8 [B, H, W, 3], `label` int32 [B], `mix_lambda` float32 [B], `mix_box` int32 [B, 4],
+        batch: `image` uint8 [B, H, W, C], `label` int32 [B], `mix_lambda` float32 [B], `mix_box` int32 [B, 4],
             `erase_box` int32 [B, N, 4].
         key: a key for this step; it fills erased boxes and nothing else.
     Returns:
-        `image` float32 [B, H, W, 3] and `target` float32 [B, K] whose rows sum to 1.
+        `image` float32 [B, H, W, C] and `target` float32 [B, K] whose rows sum to 1.
     """
     augment = config.augment
     images = normalise(batch["image"], augment)
@@ -113,7 +113,7 @@ def pixel_noise(key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
     return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def _fill(key: Array, shape: tuple[int, ...], config: AugmentConfig) -> Float[Array, "#B N #H #W #3"]:
+def _fill(key: Array, shape: tuple[int, ...], config: AugmentConfig) -> Float[Array, "#B N #H #W #C"]:
     rows, height, width, channels = shape
     match config.erase_mode:
         case "pixel":  # one canvas serves all boxes of an image: where boxes overlap, only the last one shows

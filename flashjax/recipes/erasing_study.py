@@ -1,0 +1,159 @@
+"""Studies of Random Erasing: the cells of a table or a sweep, and what is drawn of their log."""
+
+import csv
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flashjax import drawing, models, pages
+from flashjax.data import DataConfig
+from flashjax.data.augment.erasing import RandomErasing
+from flashjax.models.resnet import ResNetConfig
+from flashjax.planning.cells import Line
+from flashjax.recipes import study
+from flashjax.training import Experiment, Result
+from flashjax.training.writers import read_json_lines
+
+RANGE = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of a sweep."""
+NAMES = {"probability": "probability", "area": "largest erased share", "aspect": "least aspect"}
+NOT_SETTINGS = (
+    *("preset", "mode", "workdir", "data_dir", "seed", "dry_run", "plan", "search", "save", "compiled", "step"),
+    *("seeds", "models", "sweep", "values", "redraw", "images", "mesh", "distributed", "checkpoint", "dataset"),
+)
+"""Fields of a study that do not change the figures of a cell, or that are axes."""
+
+
+def network(name: str, width: float, data: DataConfig) -> ResNetConfig:
+    """The named residual network with `width` times its channels, for images as `data` has them.
+
+    Raises ValueError for another kind of model, and for an unknown name.
+    """
+    classes = 100 if data.dataset.startswith("cifar100") else 10
+    made = models.config(name)
+    if not isinstance(made, ResNetConfig):
+        raise ValueError(
+            f"{name} is no residual network; known: wrn_28_10, {', '.join(models.names('*resne*_cifar*'))}"
+        )
+    return dataclasses.replace(
+        made,
+        num_classes=classes,
+        in_chans=data.channels,
+        widths=tuple(max(1, round(channels * width)) for channels in made.widths),
+        stem_width=max(1, round(made.stem_width * width)),
+    )
+
+
+def cells(config: Any) -> list[study.Cell]:
+    """(settings, model, sweep, value, seed) of every run; of a table the value is the probability, 0 or not."""
+    values = config.values or RANGE
+    if config.sweep == "table":
+        values = (0.0, config.erasing.prob)
+    settings = study.digest(config, NOT_SETTINGS)
+    return study.grid(settings=[settings], model=config.models, sweep=[config.sweep], value=values, seed=config.seeds)
+
+
+def erasing(base: RandomErasing, cell: study.Cell, channels: int) -> RandomErasing:
+    """What is erased in a cell; a value of three channels becomes its first for images of one."""
+    value = cell["value"]
+    match cell["sweep"]:
+        case "area":
+            changed: dict[str, Any] = {"area": (min(base.area[0], value), value)}
+        case "aspect":
+            changed = {"aspect": (value, 1 / value)}
+        case _:
+            changed = {"prob": value}
+    if isinstance(base.value, tuple) and len(base.value) > channels:
+        changed["value"] = base.value[:channels]
+    return dataclasses.replace(base, **changed)
+
+
+def figures(built: Experiment, result: Result, seconds: float) -> dict[str, Any]:
+    """What the log holds of a finished run: errors in per cent, and [epoch, error] of each evaluation."""
+    log = read_json_lines(result.workdir / "metrics.jsonl")
+    # A run that was killed may have measured a step twice: the last counts.
+    errors = {line["step"]: 100 * (1 - line["eval_top1"]) for line in log if "eval_top1" in line}
+    epoch = built.train_data.steps_per_epoch
+    return {
+        "error": errors[result.step],
+        "best_error": min(errors.values()),
+        "seconds": seconds,
+        "parameters": sum(x.size for x in jax.tree.leaves(result.state.params)),
+        "dataset": built.facts["dataset"],
+        "epochs": result.step / epoch,
+        "curve": [[step / epoch, error] for step, error in errors.items()],
+    }
+
+
+def told(line: Line) -> str:
+    """A cell in words."""
+    return (
+        f"{line['model']:28} {line['sweep']} {line['value']:g}  seed {line['seed']}  "
+        f"error {line['error']:.2f} % (best {line['best_error']:.2f})  {line['seconds']:.0f} s"
+    )
+
+
+def mean_and_deviation(lines: Sequence[Line], figure: str = "error") -> str:
+    """'7.21 ± 0.17 (5)': mean, standard deviation of a run (n - 1), runs."""
+    values = [line[figure] for line in lines]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
+
+
+def rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """(heads, a row for each model): the paper's table; of a sweep, a column for each value."""
+    values = sorted({line["value"] for line in lines})
+    table = lines[0]["sweep"] == "table"
+    heads = ["model", *(("baseline" if not v else "with erasing") if table else f"{v:g}" for v in values)]
+    made = []
+    for model in dict.fromkeys(line["model"] for line in lines):
+        found = [[line for line in lines if (line["model"], line["value"]) == (model, v)] for v in values]
+        means = [statistics.mean(line["error"] for line in group) if group else None for group in found]
+        row = [model, *(mean_and_deviation(group) if group else "not run" for group in found)]
+        if table and len(means) == 2:
+            row.append("" if None in means else f"{means[1] - means[0]:+.2f}")  # type: ignore[operator]
+        made.append(row)
+    return [*heads, *(["difference"] if table and len(values) == 2 else [])], made
+
+
+def write(where: Path, lines: Sequence[Line]) -> tuple[str, list[Path]]:
+    """(the table as text, [cells.csv, page.html]): a line for each cell; table and curves."""
+    heads, body = rows(lines)
+    sweep = lines[0]["sweep"]
+    title = "Random Erasing" + ("" if sweep == "table" else f" by {NAMES[sweep]}")
+    fields = [name for name in lines[0] if name != "curve"]
+    with (where / "cells.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    intro = "Top-1 error in per cent on the test set after the last epoch: mean ± standard deviation (runs)."
+    parts = [f"<h1>{title}</h1>", f"<p>{intro}</p>", drawing.table(heads, body), *charts(lines)]
+    page = pages.write_page(where / "page.html", title, drawing.STYLE, parts)
+    return "\n".join([intro, "", drawing.text_table(heads, body)]), [where / "cells.csv", page]
+
+
+def charts(lines: Sequence[Line]) -> list[str]:
+    """Error by epoch, mean over seeds, for each model; of a sweep also by value."""
+    made, sweep = [], lines[0]["sweep"]
+    models = list(dict.fromkeys(line["model"] for line in lines))
+    values = sorted({line["value"] for line in lines})
+    if sweep != "table":
+        curves = {}
+        for model in models:
+            groups = {v: [x["error"] for x in lines if (x["model"], x["value"]) == (model, v)] for v in values}
+            curves[model] = [(v, statistics.mean(errors)) for v, errors in groups.items() if errors]
+        made.append(drawing.line_chart(f"Error by {NAMES[sweep]}", curves, NAMES[sweep]))
+    for model in models:
+        curves = {}
+        for value in values:
+            found = [line["curve"] for line in lines if (line["model"], line["value"]) == (model, value)]
+            together = zip(*found, strict=True)
+            words = ("baseline" if not value else "with erasing") if sweep == "table" else f"{value:g}"
+            curves[words] = [(same[0][0], statistics.mean(error for _, error in same)) for same in together]
+        curves = {words: points for words, points in curves.items() if points}
+        made.append(drawing.line_chart(f"{model}: test error, %", curves, "epoch"))
+    return made
