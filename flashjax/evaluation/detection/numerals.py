@@ -16,6 +16,7 @@ class IrregularError(Exception):
 NO_INTEGER = np.iinfo(np.int64).min
 _TENS = 10.0 ** np.arange(23)  # exact
 _WHOLE_TENS = np.array([10**n for n in range(20)], np.uint64)
+_KEPT = np.array([sum(0x0F << 8 * (7 - i) for i in range(n)) for n in range(9)], np.uint64)  # of the last n characters
 _PAD = 24
 
 
@@ -32,7 +33,9 @@ def read_numbers(part: bytes) -> tuple[Array, Array, list[tuple[int, int]]]:
     begin, end = first[head], last[head]
     following = np.append(decimals, False)[head + 1]
     fraction = head[following] + 1
-    if following.sum() != decimals.sum() or (first[fraction] != last[head[following]] + 1).any():
+    # A run of decimals follows the point that ends a number's head.
+    stray = (decimals | power)[:-1] | (first[1:] - last[:-1] != 1)
+    if (decimals[1:] & stray).any() or decimals[:1].any():
         raise IrregularError
     negative = data[begin - 1] == 45
     if np.count_nonzero(data == 45) - np.count_nonzero(data[first[power] - 1] == 45) != negative.sum():
@@ -49,7 +52,8 @@ def read_numbers(part: bytes) -> tuple[Array, Array, list[tuple[int, int]]]:
         tail = _integers(words, first[fraction], last[fraction])
         places[slot] = length
         short = np.minimum(length, 19)
-        long[slot] |= (length > 19) | ((end - begin)[slot] + length > 19) & (whole[slot] > 0)
+        if length.max() + (end - begin).max() > 19:
+            long[slot] |= (length > 19) | ((end - begin)[slot] + length > 19) & (whole[slot] > 0)
         tail += whole[slot] * _WHOLE_TENS[short]
         digits = whole.copy()
         digits[slot] = tail
@@ -102,8 +106,7 @@ def _eight(words: Array, last: Array, length: Array) -> Array:
     """Up to eight digits that end before ``last``: eight characters at once, of which the earlier ones are cleared;
     then neighbours join to pairs, pairs to fours, fours to eight."""
     word = words[last - 8].astype(np.uint64, copy=False)
-    kept = np.uint64(0x0F0F0F0F0F0F0F0F) << (8 * (8 - length)).astype(np.uint64)
-    word &= kept
+    word &= _KEPT.take(length)
     word *= np.uint64(2561)
     word >>= np.uint64(8)
     word &= np.uint64(0x00FF00FF00FF00FF)
@@ -121,8 +124,8 @@ def _quotient(digits: Array, places: Array) -> tuple[Array, Array]:
     high = digits.astype(np.float64)
     value = high / tens
     doubtful = np.zeros(len(digits), bool)
-    wide = np.flatnonzero(digits >> np.uint64(53) > 0)
-    if len(wide):
+    if len(digits) and digits.max() >> np.uint64(53):
+        wide = np.flatnonzero(digits >> np.uint64(53) > 0)
         high, tens, quotient = high[wide], tens[wide], value[wide]
         low = (digits[wide] - high.astype(np.uint64)).astype(np.int64).astype(np.float64)
         product, error = _product(quotient, tens)
