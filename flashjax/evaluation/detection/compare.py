@@ -63,12 +63,13 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
     ranked = ranked[stable_order(label[ranked], count)]
     places = np.empty(len(ranked), np.int64)
     places[ranked] = np.arange(len(ranked))
+    rows = grouped[ranked]
 
     if voc:
         ignored, outside = off[None], np.zeros((1, len(ranked)), bool)
     else:
         ignored = np.stack([off | (truth.area < low) | (truth.area > high) for _, low, high in protocol.areas])
-        outside = _outside(truth, found, protocol, measure, grouped)[:, ranked]
+        outside = _outside(truth, found, protocol, measure, rows)
     positives = np.stack([np.bincount(truth_class[~i], minlength=count) for i in ignored])
     unnamed = (truth.ids == 0) if protocol.official and not voc else np.zeros(len(truth), bool)
     if voc:
@@ -78,9 +79,9 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
         nameless = (found.ids[grouped] == 0) if protocol.official else np.zeros(len(grouped), bool)
         takes = match_greedily(pairs, group, ignored, crowd, nameless, protocol.iou_thresholds, places)
     ranking = Ranking(
-        grouped[ranked],
+        rows,
         class_offsets(label, count),
-        found.scores[grouped[ranked]],
+        found.scores[rows],
         rank[ranked],
         outside,
         takes,
