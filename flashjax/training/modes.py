@@ -12,6 +12,7 @@ from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.loop import Result
 from flashjax.training.optimizers import rate_columns
 from flashjax.training.parameters import parameter_table
+from flashjax.training.parametrization.table import columns
 from flashjax.training.program import Program
 from flashjax.training.report import write_report
 from flashjax.training.sharding import reasons
@@ -45,7 +46,8 @@ def dry_run(experiment: Experiment) -> None:
         names["average"] = "ema"
     trees, places = ({name: getattr(tree, part) for name, part in names.items()} for tree in (state, where))
     why = reasons(state.params, experiment.rules, program.mesh)
-    print(parameter_table(trees, places, why, rate_columns(program.rates)))
+    factors = columns(program.objective.table) | rate_columns(program.rates)
+    print(parameter_table(trees, places, why, factors))
     title = f"{experiment.name}-{experiment.config.preset}: who holds what"
     print("layout:", write_layout(Path(experiment.workdir) / "layout.html", title, program.mesh, trees, places, why))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from flashjax.layers.initializers import DISTRIBUTIONS
@@ -56,7 +55,7 @@ def _draw(leaf: Leaf, tensor: Tensor, drawn: Array, key: PRNGKeyArray) -> Array:
 
 def multiply(multipliers: Mapping[str, float], params: PyTree) -> PyTree:
     """What the model sees: each parameter times its multiplier; those that the mapping has not stay as they are."""
-    return _each(multipliers, params, lambda leaf, multiplier: leaf * np.float32(multiplier))
+    return _each(multipliers, params, lambda leaf, multiplier: leaf * multiplier)
 
 
 def divide(multipliers: Mapping[str, float], params: PyTree) -> PyTree:

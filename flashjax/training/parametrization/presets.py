@@ -10,7 +10,7 @@ from flashjax.layers import gains
 from flashjax.layers.initializers import TRUNCATED_STD
 from flashjax.training.parametrization.table import LEAVES_BRANCH, Distribution, Leaf, Rule, Rules, Tensor
 
-_INNER = r"(^|/)(attn/inputs|cpb_mlp)/|_conv/kernel$"
+_INNER = r"(^|/)((attn/inputs|cpb_mlp)/|(query|key|value)_conv/kernel$)"
 """Of mixers, of Swin V2's continuous position bias, and short convolutions."""
 _EMBEDDING = r"(^|/)(embed|position)/embedding$"
 _HEAD = r"(^|/)head/kernel$"

@@ -176,3 +176,15 @@ def resolve(rules: Rules, parameters: Mapping[str, Tensor]) -> dict[str, Leaf]:
     if unused:
         raise ParametrizationError(f"rule {unused[0]!r} is the first match of no parameter: move it up, or remove it")
     return table
+
+
+def columns(table: Table) -> dict[str, dict[str, str]]:
+    """Columns for the table of parameters, by header, as text by path: distribution, deviation, multiplier.
+
+    (Rates and decay stand beside, with what the optimizer's groups make of them.)
+    """
+    return {
+        "drawn from": {path: leaf.distribution for path, leaf in table.items()},
+        "std": {path: "" if leaf.std is None else f"{leaf.std:.4g}" for path, leaf in table.items()},
+        "multiplier": {path: f"{leaf.multiplier:.4g}" for path, leaf in table.items()},
+    }
