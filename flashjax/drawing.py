@@ -110,7 +110,7 @@ def heat_map(
         drawn.append(f'<text x="{ROW_NAMES - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
         for c, value in enumerate(line):
             x = ROW_NAMES + c * CELL_WIDTH
-            share = 0.0 if value is None else min(max((value - low) / ((high - low) or 1), 0.0), 1.0)
+            share = 0.0 if value is None else max(0.0, min((value - low) / ((high - low) or 1), 1.0))
             words = "" if value is None else format(value, form)
             drawn.append(
                 f'<rect class="cell{" marked" * ((r, c) in marked)}" x="{x}" y="{y}" width="{CELL_WIDTH - 2}" '

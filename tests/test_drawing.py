@@ -69,3 +69,20 @@ def test_a_text_table_is_markdown_and_reads_as_it_is():
         "| a    |  1.5 |",
         "| long |    2 |",
     ]
+
+
+def test_a_band_goes_along_its_lower_edge_and_back_along_the_upper():
+    curves = {"a": [(0.0, 1.0), (10.0, 3.0)], "b": [(0.0, 2.0), (10.0, 2.0)]}
+    svg = drawing.line_chart("Loss", curves, "step", bands={"b": [(0.0, 1.5, 2.5), (10.0, 1.0, 3.0)]})
+    ((color, points),) = re.findall(r'<polygon class="(c\d+)" points="([^"]+)"', svg)
+    corners = [tuple(map(float, point.split(","))) for point in points.split()]
+    lefts, heights = [x for x, _ in corners], [y for _, y in corners]
+    assert color == "c2" and lefts[0] == lefts[3] < lefts[1] == lefts[2]
+    assert heights[0] - heights[3] == pytest.approx((heights[1] - heights[2]) / 2, abs=0.11)  # 1 wide, then 2
+    assert svg.index("<polygon") < svg.index('<polyline class="c2"')  # the curve is drawn over its band
+
+
+def test_marked_places_of_a_heat_map_have_a_rim_and_a_scale_may_fall():
+    svg = drawing.heat_map("Error", ["r"], ["x", "y"], [[1.0, 3.0]], value_range=(3.0, 1.0), marked=[(0, 1)])
+    found = re.findall(r'<rect class="(cell[^"]*)".*?fill-opacity="([\d.]+)"', svg)
+    assert found == [("cell", "1.000"), ("cell marked", "0.000")]
