@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import hashlib
+import json
 import statistics
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,14 @@ from flashjax.models.resnet import ResNetConfig
 from flashjax.planning.cells import Line
 from flashjax.recipes import study
 from flashjax.training import Experiment, Result
+from flashjax.training.rundir import flat, is_free
 from flashjax.training.writers import read_json_lines
 
 RANGE = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of a sweep."""
 NAMES = {"probability": "probability", "area": "largest erased share", "aspect": "least aspect"}
-NOT_SETTINGS = (
-    *("preset", "mode", "workdir", "data_dir", "seed", "dry_run", "plan", "search", "save", "compiled", "step"),
-    *("seeds", "models", "sweep", "values", "redraw", "images", "mesh", "distributed", "checkpoint", "dataset"),
-)
-"""Fields of a study that do not change the figures of a cell, or that are axes."""
+AXES = ("seed", "seeds", "models", "sweep", "values", "redraw", "dataset")
+"""Fields of a study that its cells say themselves."""
 
 
 def network(name: str, width: float, data: DataConfig) -> ResNetConfig:
@@ -53,7 +54,8 @@ def cells(config: Any) -> list[study.Cell]:
     values = config.values or RANGE
     if config.sweep == "table":
         values = (0.0, config.erasing.prob)
-    settings = study.digest(config, NOT_SETTINGS)
+    kept = {name: v for name, v in flat(dataclasses.asdict(config)).items() if not is_free(name) and name not in AXES}
+    settings = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
     return study.grid(settings=[settings], model=config.models, sweep=[config.sweep], value=values, seed=config.seeds)
 
 
@@ -73,13 +75,16 @@ def erasing(base: RandomErasing, cell: study.Cell, channels: int) -> RandomErasi
 
 
 def figures(built: Experiment, result: Result, seconds: float) -> dict[str, Any]:
-    """What the log holds of a finished run: errors in per cent, and [epoch, error] of each evaluation."""
+    """What the log holds of a finished run: errors in per cent, and [epoch, error] of each evaluation.
+
+    None is called "error": to a log of cells that is a cell which failed.
+    """
     log = read_json_lines(result.workdir / "metrics.jsonl")
     # A run that was killed may have measured a step twice: the last counts.
     errors = {line["step"]: 100 * (1 - line["eval_top1"]) for line in log if "eval_top1" in line}
     epoch = built.train_data.steps_per_epoch
     return {
-        "error": errors[result.step],
+        "test_error": errors[result.step],
         "best_error": min(errors.values()),
         "seconds": seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(result.state.params)),
@@ -93,11 +98,11 @@ def told(line: Line) -> str:
     """A cell in words."""
     return (
         f"{line['model']:28} {line['sweep']} {line['value']:g}  seed {line['seed']}  "
-        f"error {line['error']:.2f} % (best {line['best_error']:.2f})  {line['seconds']:.0f} s"
+        f"error {line['test_error']:.2f} % (best {line['best_error']:.2f})  {line['seconds']:.0f} s"
     )
 
 
-def mean_and_deviation(lines: Sequence[Line], figure: str = "error") -> str:
+def mean_and_deviation(lines: Sequence[Line], figure: str = "test_error") -> str:
     """'7.21 ± 0.17 (5)': mean, standard deviation of a run (n - 1), runs."""
     values = [line[figure] for line in lines]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -112,7 +117,7 @@ def rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     made = []
     for model in dict.fromkeys(line["model"] for line in lines):
         found = [[line for line in lines if (line["model"], line["value"]) == (model, v)] for v in values]
-        means = [statistics.mean(line["error"] for line in group) if group else None for group in found]
+        means = [statistics.mean(line["test_error"] for line in group) if group else None for group in found]
         row = [model, *(mean_and_deviation(group) if group else "not run" for group in found)]
         if table and len(means) == 2:
             row.append("" if None in means else f"{means[1] - means[0]:+.2f}")  # type: ignore[operator]
@@ -130,8 +135,10 @@ def write(where: Path, lines: Sequence[Line]) -> tuple[str, list[Path]]:
         writer = csv.DictWriter(file, fields, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(lines)
-    intro = "Top-1 error in per cent on the test set after the last epoch: mean ± standard deviation (runs)."
-    parts = [f"<h1>{title}</h1>", f"<p>{intro}</p>", drawing.table(heads, body), *charts(lines)]
+    what = f"{lines[0]['dataset']}, {lines[0]['epochs']:g} epochs"
+    intro = f"{what}. Top-1 error in per cent on the test set after the last: mean ± standard deviation (runs)."
+    figure = f'<div class="charts">{"".join(charts(lines))}</div>'
+    parts = [f"<h1>{title}</h1>", f"<p>{escape(intro)}</p>", drawing.table(heads, body), figure]
     page = pages.write_page(where / "page.html", title, drawing.STYLE, parts)
     return "\n".join([intro, "", drawing.text_table(heads, body)]), [where / "cells.csv", page]
 
@@ -139,21 +146,28 @@ def write(where: Path, lines: Sequence[Line]) -> tuple[str, list[Path]]:
 def charts(lines: Sequence[Line]) -> list[str]:
     """Error by epoch, mean over seeds, for each model; of a sweep also by value."""
     made, sweep = [], lines[0]["sweep"]
-    models = list(dict.fromkeys(line["model"] for line in lines))
+    names = list(dict.fromkeys(line["model"] for line in lines))
     values = sorted({line["value"] for line in lines})
     if sweep != "table":
         curves = {}
-        for model in models:
-            groups = {v: [x["error"] for x in lines if (x["model"], x["value"]) == (model, v)] for v in values}
+        for model in names:
+            groups = {v: [x["test_error"] for x in lines if (x["model"], x["value"]) == (model, v)] for v in values}
             curves[model] = [(v, statistics.mean(errors)) for v, errors in groups.items() if errors]
         made.append(drawing.line_chart(f"Error by {NAMES[sweep]}", curves, NAMES[sweep]))
-    for model in models:
+    for model in names:
         curves = {}
         for value in values:
             found = [line["curve"] for line in lines if (line["model"], line["value"]) == (model, value)]
-            together = zip(*found, strict=True)
             words = ("baseline" if not value else "with erasing") if sweep == "table" else f"{value:g}"
-            curves[words] = [(same[0][0], statistics.mean(error for _, error in same)) for same in together]
+            curves[words] = _mean_curve(found)
         curves = {words: points for words, points in curves.items() if points}
         made.append(drawing.line_chart(f"{model}: test error, %", curves, "epoch"))
     return made
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[drawing.Point]:
+    """The mean of [x, y] curves where all of them have a point."""
+    found: dict[float, list[float]] = {}
+    for x, y in (point for curve in curves for point in curve):
+        found.setdefault(x, []).append(y)
+    return [(x, statistics.mean(ys)) for x, ys in found.items() if len(ys) == len(curves)]

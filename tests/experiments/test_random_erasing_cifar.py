@@ -33,9 +33,9 @@ def test_the_table(tmp_path, monkeypatch, capsys):
     assert "| model " in said and "baseline |" in said and "with erasing |" in said and said.count("(2)") == 2
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert [(line["value"], line["seed"]) for line in lines] == [(0.0, 0), (0.0, 1), (0.5, 0), (0.5, 1)]
-    assert all(len(line["curve"]) == 2 and 0 < line["best_error"] <= line["error"] <= 100 for line in lines)
+    assert all(len(line["curve"]) == 2 and 0 < line["best_error"] <= line["test_error"] <= 100 for line in lines)
     with (tmp_path / "cells.csv").open() as file:
-        assert [float(row["error"]) for row in csv.DictReader(file)] == [line["error"] for line in lines]
+        assert [float(row["test_error"]) for row in csv.DictReader(file)] == [line["test_error"] for line in lines]
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 1 and "mean ± standard deviation" in page
 
