@@ -87,10 +87,10 @@ class Tensor:
     model: Facts
 
     @property
-    def inputs(self) -> int:
-        """Leading dims of a kernel that are summed over; the others are outputs."""
-        heads = (count for pattern, count in _HEADS if len(self.shape) == 3 and pattern.search(self.path))
-        return next(heads, len(self.shape) - 1)
+    def heads(self) -> int | None:
+        """Of a kernel with a dim of heads, how many of its leading dims are inputs."""
+        found = (count for pattern, count in _HEADS if len(self.shape) == 3 and pattern.search(self.path))
+        return next(found, None)
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -100,13 +100,13 @@ class Tensor:
         """
         if len(self.shape) < 2:
             raise ParametrizationError(f"{self.path} {self.shape} is no kernel: it has no fan-in, give it another rule")
-        return math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
+        inputs = self.heads or len(self.shape) - 1
+        return math.prod(self.shape[:inputs]), math.prod(self.shape[inputs:])
 
     @property
     def fans(self) -> tuple[int, int]:
         """(fan-in, fan-out), as `initializers.fans` counts them; raises as `matrix` does."""
-        convolution = self.inputs == len(self.shape) - 1
-        return initializers.fans(self.shape) if self.matrix and convolution else self.matrix
+        return self.matrix if self.heads else (self.matrix[0], initializers.fans(self.shape)[1])
 
     def std(self, scheme: initializers.Scheme) -> float:
         """The deviation that a scheme gives to this kernel."""

@@ -127,7 +127,7 @@ def test_changes_of_single_values():
 
 
 BAD = [
-    ({"rules": ("qury/kernel$ std=1",)}, "matches no parameter; nearest paths: layers/attn/query/kernel"),
+    ({"rules": ("qury/kernel$ std=1",)}, "matches no parameter; nearest paths: layers/attn/key/kernel"),
     ({"rules": ("query/kernel$",)}, "changes nothing: add FIELD=VALUE"),
     ({"rules": ("query/kernel$ sdt=1",)}, "'sdt=1' is no distribution=, std="),
     ({"rules": ("query/kernel$ std=one",)}, "'std=one' wants a number"),
