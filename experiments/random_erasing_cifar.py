@@ -1,9 +1,9 @@
 """Random Erasing (Zhong et al. 2020): networks trained without and with it, over several seeds; the paper's table.
 
-python -m experiments.random_erasing_cifar                                 a small network on 4,000 real digits
-python -m experiments.random_erasing_cifar --dataset fashion_mnist         the same on Debian's Fashion-MNIST
-python -m experiments.random_erasing_cifar --sweep probability             error by probability (or area, aspect)
-python -m experiments.random_erasing_cifar --data_dir DIR --models resnet20_cifar wrn_28_10   the paper's runs
+    python -m experiments.random_erasing_cifar                                 a small network on 4,000 real digits
+    python -m experiments.random_erasing_cifar --dataset fashion_mnist         the same on Debian's Fashion-MNIST
+    python -m experiments.random_erasing_cifar --sweep probability             error by probability (or area, aspect)
+    python -m experiments.random_erasing_cifar --data_dir DIR --models resnet20_cifar wrn_28_10   the paper's runs
 """
 
 import dataclasses
