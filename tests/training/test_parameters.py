@@ -78,3 +78,17 @@ def test_another_structure_is_an_error(placed):
 )
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
+
+
+def test_further_columns_stand_before_the_reasons(placed):
+    tree, shardings = placed
+    columns = {"rate": {"dense/kernel": "0.5"}, "decay": {"dense/kernel": "1", "scale": "0"}}
+    why = {"dense/kernel": "fsdp: dim 0"}
+    lines = parameter_table({"parameters": tree}, {"parameters": shardings}, why, columns).splitlines()
+    assert lines[0].split()[-3:] == ["rate", "decay", "why"]
+    (kernel,) = (line for line in lines if line.startswith("dense/kernel"))
+    assert kernel.split()[-5:] == ["0.5", "1", "fsdp:", "dim", "0"]
+    (scale,) = (line for line in lines if line.startswith("scale"))
+    assert scale.split()[-1] == "0"
+    (total,) = (line for line in lines if line.startswith("parameters"))
+    assert total.split() == ["parameters", "87", "in", "4", "348", "B", "92", "B"]
