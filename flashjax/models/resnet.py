@@ -8,7 +8,7 @@ Shapes: B batch; H, W map; C channels; K classes.
 """
 
 import dataclasses
-from typing import Literal, get_args, get_origin
+from typing import ClassVar, Literal, get_args, get_origin
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Num
 
 from flashjax.layers.initializers import torch_uniform
 from flashjax.layers.norm import BatchNorm
+from flashjax.models.widths import at_ratio
 
 Images = Num[Array | np.ndarray, "B height width chans"]
 CONV = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -94,6 +95,23 @@ class ResNetConfig:
     def expansion(self) -> int:
         """Output channels of a block over its stage's width."""
         return 4 if self.block == "bottleneck" else 1
+
+    head_width: ClassVar[None] = None
+    """No attention (asked by `flashjax.training.parametrization`)."""
+    logit_power: ClassVar[None] = None
+    """As `head_width`."""
+
+    def at_width(self, width: int, keep: Literal["head_dim", "heads"] = "head_dim") -> "ResNetConfig":
+        """The same network with `width` channels in its first stage, and all others in proportion.
+
+        Raises ValueError where they would be no whole numbers.
+        """
+        del keep  # there are no heads
+        first = self.widths[0]
+        widths = tuple(at_ratio("widths", count, width, first) for count in self.widths)
+        return dataclasses.replace(
+            self, widths=widths, stem_width=at_ratio("stem_width", self.stem_width, width, first)
+        )
 
     def inner_width(self, stage: int) -> int:
         """Channels inside a block (Xie et al.; torchvision's `width_per_group`)."""
