@@ -2,13 +2,14 @@
 
     python -m benchmarks.trainer_overhead [--rounds 12] [--steps 8] [--batch 32] [--json FILE]
 
-Four ways take turns, round by round, on the demo's Swin in float32; a ratio is the median over rounds of the ratio
+Five ways take turns, round by round, on the demo's Swin in float32; a ratio is the median over rounds of the ratio
 within the round, of wall-clock and of CPU time of all threads (which other processes of a shared machine disturb less):
 
 - plain: value_and_grad, Optax, apply_updates, donated; batches by device_put, the loss read one step late;
 - plain, checked: the same with the gradient's norm and the select that leaves a NaN update out (nonfinite);
 - program: `Program.train_step` with its shardings on the mesh of one device;
-- loop: a step of `fit`'s loop: batch, transfer, step, watchdog, metrics read one step late.
+- loop: a step of `fit`'s loop: batch, transfer, step, watchdog, metrics read one step late;
+- look: what `--watch N` adds to each N-th step, alone: the figures of every layer, read one look late.
 
 Host time is what a step of the loop takes when its compiled step is replaced by one that returns at once.
 """
@@ -39,8 +40,9 @@ from flashjax.training.loop import _Loop
 from flashjax.training.program import Program
 from flashjax.training.rundir import RunDirectory
 from flashjax.training.step import step_rngs
+from flashjax.training.watch import Watch
 from flashjax.training.watchdog import Watchdog
-from flashjax.training.writers import make_writers
+from flashjax.training.writers import MultiWriter, make_writers
 
 
 class Recorded:
@@ -125,6 +127,24 @@ class ByProgram(Plain):
         self.k += 1
 
 
+class ByLook(Plain):
+    """Looks at the layers, without steps."""
+
+    def __init__(self, program: Program, data: Recorded, directory: Path):
+        self.program, self.state, self.data, self.pending, self.k = program, program.init(), data, None, 0
+        self.watch = Watch(program, 1, MultiWriter(()), directory / "watch.jsonl", None)
+
+    def step(self) -> None:
+        figures = self.watch(self.state, self.program.put(self.data.batch(self.k), self.data.spec))
+        previous, self.pending = self.pending, figures
+        if previous is not None:
+            self.watch.write(self.k, previous)
+        self.k += 1
+
+    def wait(self) -> None:
+        jax.block_until_ready(self.pending)
+
+
 class ByLoop:
     """Steps of the loop of `fit`, without evaluations and checkpoints; with `idle` the compiled step does nothing."""
 
@@ -184,6 +204,7 @@ def measure(rounds: int, steps: int, batch: int) -> dict[str, Any]:
             "plain, checked": Plain(program, made.train_data, checked=True),
             "program": ByProgram(program, made.train_data),
             "loop": loop,
+            "look": ByLook(program, made.train_data, Path(directory)),
         }
         wall: dict[str, list[float]] = {name: [] for name in ways}
         cpu: dict[str, list[float]] = {name: [] for name in ways}
@@ -251,6 +272,11 @@ def main() -> None:
         f"{figures['ratio_to_checked']['loop']:.3f}x (CPU time {figures['cpu_ratio_to_checked']['program']:.3f}x and "
         f"{figures['cpu_ratio_to_checked']['loop']:.3f}x)\n"
         f"host time of a step outside the device step: {1e3 * host:.3f} ms, {1e3 * busy:.3f} ms of it on the CPU"
+    )
+    look, busy = figures["ratio_to_checked"]["look"], figures["cpu_ratio_to_checked"]["look"]
+    print(
+        f"a look at every layer is {look:.2f} of a checked step ({busy:.2f} of its CPU time): --watch 50 adds "
+        f"{look / 50:.1%} to a run"
     )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import TypeGuard
 
 NAMES, WIDTH, LINE, TOP = 100, 400, 12, 4
 MOST_COLUMNS, MOST_NAMES = 64, 48
@@ -59,7 +60,7 @@ def shade_map(
     )
 
 
-def _drawable(value: float | None) -> bool:
+def _drawable(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value) and value != 0
 
 

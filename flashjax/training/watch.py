@@ -190,18 +190,19 @@ def _probes(shown: Any) -> Any:
 
 
 def _signals(shown: Any, backward: Any, names: Iterable[str]) -> Figures:
-    """Figures of what flows; of a module that is called several times the mean over its calls."""
-    figures: Figures = {"activation_moment": {}, "activation_mean": {}, "backward_moment": {}, "logit_rms": {}}
+    """Figures of what flows; where a module is called, or attends, several times the mean moment."""
+    figures: Figures = {"activation_moment": {}, "activation_mean": {}, "backward_moment": {}}
     kinds = {"moment": "activation_moment", "mean": "activation_mean", "entering": ENTERING}
     calls: dict[str, int] = {}
+    logits: dict[str, list[jax.Array]] = {}
     for path, values in _leaves(shown).items():
         module, _, figure = path.rpartition("/")
         calls[module] = len(values)
-        value = sum(values) / len(values)
         if figure == "logits":
-            figures["logit_rms"][known(module, names)] = jnp.sqrt(value)
+            logits.setdefault(known(module, names), []).extend(values)
         else:
-            figures.setdefault(kinds[figure], {})[module] = value
+            figures.setdefault(kinds[figure], {})[module] = jnp.stack(values).mean(0)
+    figures["logit_rms"] = {layer: jnp.sqrt(jnp.stack(values).mean(0)) for layer, values in logits.items()}
     for path, moment in _leaves(backward).items():
         module = path.rpartition("/")[0]
         figures["backward_moment"][module] = moment / calls[module]
