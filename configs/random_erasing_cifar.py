@@ -24,7 +24,6 @@ from flashjax import models
 from flashjax.data import AugmentConfig, DataConfig, augment
 from flashjax.data.augment.erasing import RandomErasing
 from flashjax.models.resnet import ResNetConfig
-from flashjax.recipes import erasing_study
 from flashjax.recipes.images import ImageRun
 from flashjax.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -87,11 +86,6 @@ class RandomErasingCifar(ImageRun):
     """Values of the sweep; default: 0.1, 0.3, 0.5, 0.7, 0.9."""
     redraw: bool = False
     """Draw table and page again from the log alone."""
-
-    @property
-    def model(self) -> ResNetConfig:
-        """The first network, for plans."""
-        return erasing_study.network(self.models[0], self.width, self.data)
 
 
 def with_dataset(config: RandomErasingCifar) -> RandomErasingCifar:

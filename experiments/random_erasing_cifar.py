@@ -1,9 +1,9 @@
 """Random Erasing (Zhong et al. 2020): networks trained without and with it, over several seeds; the paper's table.
 
-    python -m experiments.random_erasing_cifar                                 a small network on 4,000 real digits
-    python -m experiments.random_erasing_cifar --dataset fashion_mnist         the same on Debian's Fashion-MNIST
-    python -m experiments.random_erasing_cifar --sweep probability             error by probability (or area, aspect)
-    python -m experiments.random_erasing_cifar --data_dir DIR --models resnet20_cifar wrn_28_10   the paper's runs
+python -m experiments.random_erasing_cifar                                 a small network on 4,000 real digits
+python -m experiments.random_erasing_cifar --dataset fashion_mnist         the same on Debian's Fashion-MNIST
+python -m experiments.random_erasing_cifar --sweep probability             error by probability (or area, aspect)
+python -m experiments.random_erasing_cifar --data_dir DIR --models resnet20_cifar wrn_28_10   the paper's runs
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def objective(config: ErasingRun, num_classes: int) -> Classification:
 
 def cell_run(config: RandomErasingCifar, cell: study.Cell) -> ErasingRun:
     """The run of one cell; its directory lies below the study's."""
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ErasingRun)}
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ErasingRun) if f.name != "model"}
     where = f"{images.workdir(config, PROGRAM)}/runs/{cell['model']}-{cell['sweep']}-{cell['value']:g}-{cell['seed']}"
     return ErasingRun(
         **shared

@@ -111,7 +111,7 @@ def classification(
 
 def _described(config: DataConfig, sizes: described.Sizes) -> tuple[Any, Any, DatasetInfo]:
     """What `classification` returns of a set that is not there."""
-    classes = sizes.classes or len(imagenet.wnids())
+    classes = sizes.classes or described.CLASSES.get(config.dataset) or len(imagenet.wnids())
     steps, rows = described.STEPS, config.batch_size
     training = described.Described(rows, _leaves(config, True) | MIXING, steps, None)
     evaluation = described.Described(config.eval_batch_size, _leaves(config, False), steps, steps)
