@@ -46,6 +46,19 @@ def test_the_help_text_names_every_algorithm():
     assert listed.replace(" or ", ", ").replace("\n    ", " ").split(", ") == list(ALGORITHMS)
 
 
+def test_adamw_is_optax_bit_for_bit():
+    draw = np.random.default_rng(0)
+    start = {"kernel": jnp.asarray(draw.normal(size=(8, 6)), jnp.float32), "bias": jnp.ones(6)}
+    gradients = [jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype), start) for _ in range(5)]
+    found, _ = run(config_of("adamw", weight_decay=0.1), start, gradients)
+    optimizer = optax.adamw(1e-3, weight_decay=0.1, mask={"kernel": True, "bias": False})
+    params, state, update = start, optimizer.init(start), jax.jit(optimizer.update)
+    for gradient in gradients:
+        changes, state = update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
 # By hand: m = .9 m + .1 g, v = .999 v + .001 g g, corrected; x = 1, g = 2, -1, .5; rate .1 eta with eta = 1, .5, .25.
 
 
