@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import NORMAL, torch_uniform
 from flashjax.layers.mlp import ACTIVATIONS, FeedForward, Mlp
-from flashjax.layers.norm import NORMS, LayerNorm, RMSNorm
+from flashjax.layers.norm import NORMS, GroupNorm, LayerNorm, RMSNorm
+from flashjax.layers.residual import Residual
 from flashjax.layers.short_conv import ShortConv
 
 
@@ -80,10 +82,45 @@ def test_rms_and_scale_norm_are_their_equations():
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_a_zero_vector_are_zero_with_a_finite_gradient(name):
     norm = NORMS[name](dtype=jnp.bfloat16)  # type: ignore[call-arg]
-    variables = norm.init(jax.random.key(0), jnp.zeros((1, 8)))
-    out, gradient = jax.value_and_grad(lambda x: norm.apply(variables, x).astype(jnp.float32).sum())(jnp.zeros((1, 8)))
+    variables = norm.init(jax.random.key(0), jnp.zeros((1, 32)))
+    out, gradient = jax.value_and_grad(lambda x: norm.apply(variables, x).astype(jnp.float32).sum())(jnp.zeros((1, 32)))
     assert out == 0 and np.isfinite(gradient).all()
-    assert norm.apply(variables, jnp.ones((1, 8))).dtype == jnp.bfloat16  # type: ignore[union-attr]
+    assert norm.apply(variables, jnp.ones((1, 32))).dtype == jnp.bfloat16  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("over_map", [False, True])
+def test_group_norm(over_map):
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 2, size=(2, 3, 5, 12)), jnp.float32)
+    scale, bias = np.arange(12, dtype=np.float32), np.ones(12, np.float32)
+    ours, theirs = GroupNorm(4, 1e-3, over_map=over_map), nn.GroupNorm(4, epsilon=1e-3)
+    variables = {"params": {"scale": scale, "bias": bias}}
+    given = x if over_map else x.reshape(30, 12)  # each position an example of its own
+    np.testing.assert_allclose(
+        ours.apply(variables, x), theirs.apply(variables, given).reshape(x.shape), rtol=1e-4, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="12 channels do not divide into 32 groups"):
+        GroupNorm().apply(variables, x)
+
+
+def test_residuals():
+    x, branch = (jax.random.normal(jax.random.key(i), (2, 3, 4)) for i in (0, 1))
+
+    def join(kind, layers=6, scale=None):
+        out, variables = Residual(kind, layers).init_with_output(jax.random.key(0), x, branch)
+        if scale is not None:
+            out = Residual(kind, layers).apply({"params": {"scale": scale}}, x, branch)
+        return out, variables.get("params", {})
+
+    np.testing.assert_array_equal(join("plain")[0], x + branch)
+    np.testing.assert_allclose(join("deepnorm")[0], 12**0.25 * x + branch, rtol=1e-6)
+    out, params = join("rezero")
+    assert params["scale"].shape == () and (out == x).all()
+    np.testing.assert_allclose(join("rezero", scale=jnp.float32(0.5))[0], x + 0.5 * branch, rtol=1e-6)
+    for layers, expected in ((18, 0.1), (24, 1e-5), (96, 1e-6)):
+        params = join("layerscale", layers)[1]
+        np.testing.assert_allclose(params["scale"], np.full(4, expected), rtol=1e-6)
+    channels = jnp.arange(4, dtype=jnp.float32)
+    np.testing.assert_allclose(join("layerscale", scale=channels)[0], x + channels * branch, rtol=1e-6)
 
 
 def test_gated_and_plain_feed_forward():
