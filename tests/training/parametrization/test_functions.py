@@ -121,8 +121,8 @@ def test_presets_learn(preset):
 def test_logits_move_more_in_wider_standard_models_and_not_under_mup():
     """The change of the logits by three steps of Adam, at widths 64 and 512 (Yang et al. 2021, appendix D.1).
 
-    Measured at 64, 128, 256 and 512: standard grows 2.3-fold; mup falls, to 0.62, since what the head begins with counts
-    for less.
+    Measured over 64, 128, 256 and 512: standard grows 2.3-fold; mup falls, to 0.62, since what the head begins with
+    counts for less.
     """
     change = {}
     for preset, fields in (("standard", {}), ("mup", {"base_width": 64})):
