@@ -134,7 +134,7 @@ class Attention(nn.Module):
         q, k, v = (with_logical_constraint(y, names) for y in (q, k, v)) if self.mode != "step" else (q, k, v)
         rope = cfg.rope if cfg.position == "rope" else None
         scale = mixer.scale or None  # type: ignore[attr-defined]
-        arguments = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length, "scale": scale}
+        arguments: Any = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length, "scale": scale}
         return attend(q, k, v, positions, k_positions, valid, rope, cfg.extension, cfg.causal, **arguments), new
 
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
