@@ -27,6 +27,7 @@ from flashjax.layers.norm import LayerNorm
 from flashjax.layers.watched import show_logits
 from flashjax.models.registry import register
 from flashjax.models.widths import at_ratio
+from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.dense import dot_general
 from flashjax.ops.resize import resize_bicubic
@@ -78,6 +79,9 @@ class SwinConfig:
     """Never shrinks a window or drops a shift on small maps but pads them, as the official detection backbone does."""
     feature_norms: bool = False
     """Makes a pyramid backbone: a norm on the features of each stage, no final norm, no head."""
+    attention: Literal["windows", "paired"] = "windows"
+    """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
+    two in one product, channels before tokens, as TPUs want it (`flashjax.ops.paired_windows`); slower on a CPU."""
     remat: bool = False
     """Recomputes each block in the backward pass instead of keeping its activations."""
     dtype: str = "float32"
@@ -93,6 +97,13 @@ class SwinConfig:
                 raise ValueError(f"stage {i}: {self.dim(i)} channels do not divide into {heads} heads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        if self.attention not in ("windows", "paired"):
+            raise ValueError(f"attention must be windows or paired, got {self.attention!r}")
+        if self.attention == "paired" and self.attn_drop_rate:
+            raise ValueError(
+                f"attn_drop_rate {self.attn_drop_rate} needs weights that paired attention does not keep: use "
+                "attention='windows', or 0"
+            )
         if self.version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {self.version}")
         if self.version == 2 and len(self.pretrained_window_sizes) != len(self.depths):
@@ -193,7 +204,7 @@ class WindowAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
     ) -> Float[Array, "B L N C"]:
-        cfg, heads = self.config, self.config.num_heads[self.stage]
+        cfg, heads = self.config, self.heads
         B, L, N, C = x.shape
         qkv = self.project(x).reshape(B, L, N, 3, heads, C // heads)
         q, k, v = (qkv[..., i, :, :] for i in range(3))  # [B, L, N, h, d]
@@ -204,11 +215,11 @@ class WindowAttention(nn.Module):
         logits = jnp.einsum("BLnhd,BLmhd->BLhnm", q, k, preferred_element_type=jnp.float32)
         scale: Any = 1.0  # version 1 has it in q
         if cfg.version == 2:
-            scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (heads, 1, 1))
-            scale = jnp.exp(jnp.minimum(scale, math.log(100)))
+            scale = self.logit_scale()
             logits = logits * scale
         show_logits(self, q, k, scale)
-        logits = logits + self.position_bias(N)
+        index = win.relative_position_index(math.isqrt(N), cfg.stage_window(self.stage))
+        logits = logits + self.bias_table()[index].transpose(2, 0, 1)
         if mask is not None:
             logits = logits + mask[:, None]
         weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
@@ -218,28 +229,88 @@ class WindowAttention(nn.Module):
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(x)
 
     def project(self, x: Float[Array, "B L N C"]) -> Float[Array, "B L N three_C"]:
-        """Queries, keys and values side by side. Version 2 gives keys no bias: it would cancel in the softmax."""
+        """Queries, keys and values side by side."""
         cfg, C = self.config, x.shape[-1]
         if cfg.version == 1:
             return _dense(cfg, 3 * C, "qkv", use_bias=cfg.qkv_bias)(x)
         qkv = _dense(cfg, 3 * C, "qkv", use_bias=False)(x)
-        if not cfg.qkv_bias:
-            return qkv
+        return qkv + self.version_2_bias(C).astype(qkv.dtype) if cfg.qkv_bias else qkv
+
+    def version_2_bias(self, C: int) -> Float[Array, "three_C"]:
+        """Of queries and values; version 2 gives keys none: it would cancel in the softmax."""
         q_bias = self.param("q_bias", nn.initializers.zeros, (C,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (C,))
-        return qkv + jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(qkv.dtype)
+        return jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
 
-    def position_bias(self, tokens: int) -> Float[Array, "h N N"]:
-        """One bias for each head and pair of tokens, which depends on their offset alone."""
-        cfg, heads = self.config, self.config.num_heads[self.stage]
-        window = cfg.stage_window(self.stage)
+    def logit_scale(self) -> Float[Array, "h 1 1"]:
+        """What version 2 multiplies cosines by: learned, at most 100."""
+        scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (self.heads, 1, 1))
+        return jnp.exp(jnp.minimum(scale, math.log(100)))
+
+    def bias_table(self) -> Float[Array, "offsets h"]:
+        """One bias for each head and offset between two tokens of a window."""
+        cfg, window = self.config, self.config.stage_window(self.stage)
         if cfg.version == 1:
-            table = self.param("relative_position_bias_table", NORMAL, ((2 * window - 1) ** 2, heads))
+            return self.param("relative_position_bias_table", NORMAL, ((2 * window - 1) ** 2, self.heads))
+        coords = win.log_relative_coords(window, cfg.pretrained_window_sizes[self.stage])
+        return 16 * nn.sigmoid(BiasNetwork(cfg, self.heads, name="cpb_mlp")(jnp.asarray(coords)))
+
+    @property
+    def heads(self) -> int:
+        return self.config.num_heads[self.stage]
+
+
+class PairedAttention(WindowAttention):
+    """`WindowAttention` with the same parameters, of rectangles of windows (`flashjax.ops.paired_windows`)."""
+
+    window: int = 7
+    """Side of a window."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L N C"], mask: Float[Array, "L 1 N N"] | None = None, train: bool = False
+    ) -> Float[Array, "B L N C"]:
+        cfg, (B, L, N, C) = self.config, x.shape
+        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
+        if cfg.version == 2 and cfg.qkv_bias:
+            bias = self.version_2_bias(C)
+
+        def head_maps(i: int) -> Float[Array, "B L h d N"]:
+            columns = slice(i * C, (i + 1) * C)
+            mapped = jnp.einsum("BLNC,Ck->BLkN", x, kernel[:, columns].astype(cfg.dtype))
+            mapped = mapped + bias[columns, None].astype(cfg.dtype)
+            return mapped.reshape(B, L, self.heads, C // self.heads, N)
+
+        q, k, v = map(head_maps, range(3))
+        scale: Any = 1.0  # version 1 has it in q
+        if cfg.version == 1:
+            q = q * (C // self.heads) ** -0.5
         else:
-            coords = win.log_relative_coords(window, cfg.pretrained_window_sizes[self.stage])
-            table = 16 * nn.sigmoid(BiasNetwork(cfg, heads, name="cpb_mlp")(jnp.asarray(coords)))
-        index = win.relative_position_index(math.isqrt(tokens), window)
-        return table[index].transpose(2, 0, 1)
+            q, k, scale = _unit(q, -2), _unit(k, -2), self.logit_scale()
+        show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
+        if cfg.version == 2:
+            q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+        index = paired.bias_index(self.window, cfg.stage_window(self.stage), N // self.window**2)
+        logit_bias = paired.position_bias(self.bias_table(), index)
+        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask).reshape(B, L, C, N)
+        kernel, bias = Kernel(cfg, C, name="proj")(C)
+        out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
+        return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
+
+
+class Kernel(nn.Module):
+    """The parameters of a `_dense` whose product is written elsewhere."""
+
+    config: SwinConfig
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "in out"], Float[Array, "out"]]:
+        """Kernel and bias; without one, zeros."""
+        kernel = self.param("kernel", KERNELS[self.config.initializer], (inputs, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return kernel, jnp.zeros(self.features) if bias is None else bias
 
 
 class BiasNetwork(nn.Module):
@@ -255,9 +326,9 @@ class BiasNetwork(nn.Module):
         return nn.Dense(self.heads, use_bias=False, kernel_init=init, name="fc2")(x)
 
 
-def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+def _unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """x over its length (at least 1e-12, as torch's normalize), in float32; a zero vector has a zero gradient."""
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
+    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis, keepdims=True)
     return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
 
 
@@ -300,12 +371,25 @@ class SwinBlock(nn.Module):
             window, shift = min(H, W), 0
         x = win.pad_to_multiple(x, window)
         size = x.shape[1], x.shape[2]
+        if cfg.attention == "paired":
+            return self.attend_paired(x, size, window, shift, train)[:, :H, :W]
         x = win.window_partition(win.cyclic_shift(x, shift), window)
         x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
         mask = win.shift_mask(size, window, shift) if shift else None
         x = WindowAttention(cfg, self.stage, name="attn")(x, mask, train)
         x = win.cyclic_shift(win.window_reverse(x, window, size), -shift)
         return x[:, :H, :W]
+
+    def attend_paired(
+        self, x: Float[Array, "B H W C"], size: tuple[int, int], window: int, shift: int, train: bool
+    ) -> Float[Array, "B H W C"]:
+        """Shift, cut into rectangles of windows, attend, and undo both."""
+        count = paired.together(size, window)
+        x = paired.partition(x, window, count, shift)
+        x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
+        mask = paired.shift_mask(size, window, count, shift) if shift else None
+        x = PairedAttention(self.config, self.stage, window, name="attn")(x, mask, train)
+        return paired.reverse(x, window, count, shift, size)
 
 
 class PatchMerging(nn.Module):

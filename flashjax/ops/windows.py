@@ -59,16 +59,21 @@ def log_relative_coords(window: int, pretrained_window: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def shift_regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """int8 [L, N]: which of the nine regions each token of the shifted map came from (paper figure 4)."""
+def region_map(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
+    """int8 [H, W]: which of the nine regions each token of the shifted map came from (paper figure 4)."""
 
     def bands(length: int) -> np.ndarray:
         position = np.arange(length)
         return (position >= length - window).astype(np.int8) + (position >= length - shift)
 
+    return bands(size[0])[:, None] * 3 + bands(size[1])[None, :]
+
+
+@lru_cache(maxsize=64)
+def shift_regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
+    """int8 [L, N]: the regions of `region_map` in windows, row by row."""
     H, W = size
-    regions = bands(H)[:, None] * 3 + bands(W)[None, :]
-    regions = regions.reshape(H // window, window, W // window, window).transpose(0, 2, 1, 3)
+    regions = region_map(size, window, shift).reshape(H // window, window, W // window, window).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(regions.reshape(-1, window * window))
 
 

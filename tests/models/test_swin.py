@@ -277,3 +277,33 @@ def test_dropout_needs_its_stream_and_changes_the_result():
 def test_impossible_configurations(overrides, message):
     with pytest.raises(ValueError, match=message):
         SwinConfig(**{**SMALL, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [
+        (1, {"img_size": (40, 52)}),  # padded, shifted; pairs, and a row of three windows one by one
+        (2, {"img_size": 32}),
+        (2, {"img_size": 32, "qkv_bias": False}),
+        (1, {"img_size": 16, "qkv_bias": False, "window_size": 12}),  # the whole map in a window
+    ],
+)
+def test_paired_attention_is_the_same_function_of_the_same_parameters(version, options):
+    plain, paired = (small(version, attention=attention, **options) for attention in ("windows", "paired"))
+    variables = parameters(plain)
+    images = noise(2, *plain.config.image_shape, 3)
+    drawn, drawn_paired = (model.init(jax.random.key(1), images) for model in (plain, paired))
+    jax.tree.map(np.testing.assert_array_equal, drawn_paired, drawn)
+
+    def loss(model):
+        return jax.value_and_grad(lambda v: jnp.square(model.apply(v, images)).sum())(variables)
+
+    (wanted, gradients), (found, found_gradients) = loss(plain), loss(paired)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found_gradients, gradients)
+
+
+def test_paired_attention_refuses_dropout_of_weights():
+    with pytest.raises(ValueError, match=r"attn_drop_rate 0\.1"):
+        small(attention="paired", attn_drop_rate=0.1)
