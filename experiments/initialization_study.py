@@ -33,7 +33,7 @@ def read(config: InitializationStudy, workdir: Path) -> dict[Part, list[Line]]:
     Raises:
         ValueError: if none were.
     """
-    logs = {part: workdir / f"{part}.jsonl" for part in config.parts}
+    logs: dict[Part, Path] = {part: workdir / f"{part}.jsonl" for part in config.parts}
     if not any(log.is_file() for log in logs.values()):
         raise ValueError(
             f"{workdir} holds no log of {', '.join(config.parts)}: measure first, or name another --workdir"

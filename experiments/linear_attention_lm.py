@@ -23,7 +23,7 @@ from flashjax.training import Experiment
 
 PROGRAM = "experiments.linear_attention_lm"
 OWN = ("preset", "mode", "workdir", "mixers", "encoders", "seeds", "seed", "options", "step", "dry_run", "distributed")
-OWN += ("checkpoint", "prompt", "max_new_tokens", "sampling")
+OWN += ("checkpoint", "watch", "prompt", "max_new_tokens", "sampling")
 """What models of one comparison may differ in, or what does not change them."""
 
 

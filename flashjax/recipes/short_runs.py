@@ -85,13 +85,13 @@ class ShortRuns:
         {"layers": [L]}, the correlation of the stream after each block with what entered the first; and "branch":
         {"attn": [L], "mlp": [L]}, second moments of what branches add.
         """
-        rate, text = np.float32(rate), bible()[0]
-        first, carry = self._begun(seed, rate, text)
+        traced, text = np.float32(rate), bible()[0]
+        first, carry = self._begun(seed, traced, text)
         seen = [jax.device_get(first)]
         if steps:
             for t in range(steps):
-                carry, _ = self._stepped(carry, seed, rate, t, text)
-            seen.append(jax.device_get(self._looked(carry, seed, rate, steps, text)))
+                carry, _ = self._stepped(carry, seed, traced, t, text)
+            seen.append(jax.device_get(self._looked(carry, seed, traced, steps, text)))
         return seen
 
     def changes(self, seed: int, rate: float) -> dict[str, np.ndarray]:
@@ -130,9 +130,9 @@ class ShortRuns:
         return jax.jit(step, donate_argnums=0)
 
     def _start(self, seed: Any, rate: Any) -> tuple[optax.GradientTransformation, Any]:
-        keys = dict(zip(("params", "dropout"), jax.random.split(jax.random.key(seed)), strict=True))
+        params_key, dropout_key = jax.random.split(jax.random.key(seed))
         tokens = jnp.zeros((1, self.budget.length + 1), jnp.int32)
-        params = self.objective.init(keys, {"tokens": tokens})["params"]
+        params = self.objective.init({"params": params_key, "dropout": dropout_key}, {"tokens": tokens})["params"]
         optimizer = self._optimizer(params, rate)
         return optimizer, (params, optimizer.init(params))
 
