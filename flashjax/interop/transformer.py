@@ -86,6 +86,8 @@ def _differences(config: TransformerConfig, layout: str) -> list[str]:
     wanted: dict[str, tuple[Any, ...]] = {
         "causal": (True,),
         "norm_position": ("pre",),
+        "residual": ("plain",),
+        "attention_scale": ("sqrt_dim",),
         "embed_scale": (False,),
         "full_last": (False,),
         "extension": (Extension(),),

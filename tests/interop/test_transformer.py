@@ -200,7 +200,7 @@ def test_models_of_another_kind() -> None:
     linformer = dataclasses.replace(LLAMA, mixer="linformer", position="none", causal=False)
     with pytest.raises(ConversionError, match="layout has no name for 'layer_0/attn/inputs/"):
         interop.to_torch(Transformer(linformer), random(linformer))
-    with pytest.raises(ValueError, match="weights of Dense are not known elsewhere; known: SwinTransformer, Trans"):
+    with pytest.raises(ValueError, match="weights of Dense are not known elsewhere; known: ResNet, SwinTransformer, Trans"):
         from flax import linen as nn
 
         interop.from_torch(nn.Dense(3), {})
@@ -367,7 +367,7 @@ def test_every_field_has_been_thought_of() -> None:
     """A field that changes the function and that `config_to_hf` does not know would be lost without a word."""
     written = "vocab_size width depth heads kv_heads head_dim hidden activation norm norm_epsilon max_length rope"
     written += " mixer mixer_options qkv_bias out_bias mlp_bias qk_norm position tie_embeddings"
-    refused = "causal norm_position embed_scale full_last extension"
+    refused = "causal norm_position residual attention_scale embed_scale full_last extension"
     of_other_positions = "t5_buckets t5_max_distance"
     of_training = "dropout_rate initializer scan_layers remat dtype"
     known = " ".join([written, refused, of_other_positions, of_training]).split()
