@@ -292,11 +292,11 @@ def test_paired_attention_is_the_same_function_of_the_same_parameters(version, o
     plain, paired = (small(version, attention=attention, **options) for attention in ("windows", "paired"))
     variables = parameters(plain)
     images = noise(2, *plain.config.image_shape, 3)
-    drawn, drawn_paired = (model.init(jax.random.key(1), images) for model in (plain, paired))
+    drawn, drawn_paired = (jax.jit(model.init)(jax.random.key(1), images) for model in (plain, paired))
     jax.tree.map(np.testing.assert_array_equal, drawn_paired, drawn)
 
     def loss(model):
-        return jax.value_and_grad(lambda v: jnp.square(model.apply(v, images)).sum())(variables)
+        return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, images)).sum()))(variables)
 
     (wanted, gradients), (found, found_gradients) = loss(plain), loss(paired)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
