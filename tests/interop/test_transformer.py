@@ -200,7 +200,9 @@ def test_models_of_another_kind() -> None:
     linformer = dataclasses.replace(LLAMA, mixer="linformer", position="none", causal=False)
     with pytest.raises(ConversionError, match="layout has no name for 'layer_0/attn/inputs/"):
         interop.to_torch(Transformer(linformer), random(linformer))
-    with pytest.raises(ValueError, match="weights of Dense are not known elsewhere; known: ResNet, SwinTransformer, Trans"):
+    with pytest.raises(
+        ValueError, match="weights of Dense are not known elsewhere; known: ResNet, SwinTransformer, Trans"
+    ):
         from flax import linen as nn
 
         interop.from_torch(nn.Dense(3), {})
