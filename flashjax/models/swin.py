@@ -268,7 +268,7 @@ class PairedAttention(WindowAttention):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L N C"], mask: Float[Array, "L 1 N N"] | None = None, train: bool = False
+        self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
     ) -> Float[Array, "B L N C"]:
         cfg, (B, L, N, C) = self.config, x.shape
         kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
@@ -292,7 +292,7 @@ class PairedAttention(WindowAttention):
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         index = paired.bias_index(self.window, cfg.stage_window(self.stage), N // self.window**2)
         logit_bias = paired.position_bias(self.bias_table(), index)
-        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask).reshape(B, L, C, N)
+        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
@@ -387,7 +387,7 @@ class SwinBlock(nn.Module):
         count = paired.together(size, window)
         x = paired.partition(x, window, count, shift)
         x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
-        mask = paired.shift_mask(size, window, count, shift) if shift else None
+        mask = win.shift_mask(size, window, shift, count) if shift else None
         x = PairedAttention(self.config, self.stage, window, name="attn")(x, mask, train)
         return paired.reverse(x, window, count, shift, size)
 

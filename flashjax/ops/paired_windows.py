@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flashjax.ops.windows import MASKED, region_map, relative_position_index
+from flashjax.ops.windows import relative_position_index
 
 LANES = 128
 """Of a tile of a TPU's registers."""
@@ -78,13 +78,6 @@ def position_bias(table: Float[Array, "offsets h"], index: np.ndarray) -> Float[
     """float32, keys by queries; `index` as `bias_index` gives it."""
     rows = jnp.concatenate([table.astype(jnp.float32), jnp.full((1, table.shape[1]), APART)])
     return rows[index].transpose(2, 0, 1)[None]
-
-
-def shift_mask(size: tuple[int, int], window: int, count: int, shift: int) -> Float[Array, "L 1 N N"]:
-    """float32: 0 between tokens that were neighbours before the shift, -100 between tokens that were not."""
-    regions = region_map(size, window, shift).reshape(size[0] // window, window, -1, count * window)
-    regions = jnp.asarray(regions.transpose(0, 2, 1, 3).reshape(-1, count * window**2))
-    return jnp.where(regions[:, None, :, None] != regions[:, None, None, :], jnp.float32(MASKED), jnp.float32(0))
 
 
 def _einsum(equation: str, a: Array, b: Array) -> Array:

@@ -59,30 +59,30 @@ def log_relative_coords(window: int, pretrained_window: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def region_map(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """int8 [H, W]: which of the nine regions each token of the shifted map came from (paper figure 4)."""
+def shift_regions(size: tuple[int, int], window: int, shift: int, count: int = 1) -> np.ndarray:
+    """int8 [L, N]: which of the nine regions each token of the shifted map came from (paper figure 4).
+
+    In windows, or with `count` in rectangles of so many windows side by side, row by row.
+    """
 
     def bands(length: int) -> np.ndarray:
         position = np.arange(length)
         return (position >= length - window).astype(np.int8) + (position >= length - shift)
 
-    return bands(size[0])[:, None] * 3 + bands(size[1])[None, :]
-
-
-@lru_cache(maxsize=64)
-def shift_regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """int8 [L, N]: the regions of `region_map` in windows, row by row."""
     H, W = size
-    regions = region_map(size, window, shift).reshape(H // window, window, W // window, window).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(regions.reshape(-1, window * window))
+    wide = count * window
+    regions = bands(H)[:, None] * 3 + bands(W)[None, :]
+    regions = regions.reshape(H // window, window, W // wide, wide).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(regions.reshape(-1, window * wide))
 
 
-def shift_mask(size: tuple[int, int], window: int, shift: int) -> Float[Array, "L N N"]:
+def shift_mask(size: tuple[int, int], window: int, shift: int, count: int = 1) -> Float[Array, "L N N"]:
     """float32: 0 between tokens that were neighbours before the shift, -100 between tokens that were not.
 
-    Built on the device from [L, N] region numbers, so that large maps do not embed gigabytes in the program.
+    `count` as of `shift_regions`. Built on the device from [L, N] region numbers, so that large maps do not embed
+    gigabytes in the program.
     """
-    regions = jnp.asarray(shift_regions(size, window, shift))
+    regions = jnp.asarray(shift_regions(size, window, shift, count))
     return jnp.where(regions[:, :, None] != regions[:, None, :], jnp.float32(MASKED), jnp.float32(0))
 
 

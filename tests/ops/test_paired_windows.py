@@ -61,7 +61,7 @@ def test_attention_and_its_gradients_are_those_of_windows(count, shift):
         )
         bias = paired.position_bias(table, paired.bias_index(window, window, count))
         if shift:
-            bias = bias + paired.shift_mask(size, window, count, shift)
+            bias = bias + win.shift_mask(size, window, shift, count)[:, None]
         mixed = paired.attend(q, k, v, bias)
         return paired.reverse(
             mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1]).swapaxes(-1, -2), window, count, shift, size
