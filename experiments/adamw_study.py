@@ -103,7 +103,7 @@ def main() -> None:
             parts += optimizer_page.grid_parts(lines, facts(config, lines))
             found = optimizer_grid.surfaces(lines)
             print("\n".join(["", text_table(*optimizer_grid.table(found)), "", *optimizer_grid.verdicts(found), ""]))
-            print(f"  log     {log}\n  table   {optimizer_page.write_csv(workdir / 'cells.csv', lines)}")
+            print(f"  log     {log}\n  table   {study.write_csv(workdir / 'cells.csv', lines)}")
         print(f"  figure  {optimizer_page.write(workdir / 'figure.html', parts)}")
 
 

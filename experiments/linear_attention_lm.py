@@ -6,8 +6,6 @@ python -m experiments.linear_attention_lm --mode train --model.mixer gla        
 """
 
 import dataclasses
-import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.planning import comparison, comparison_page
 from flashjax.planning.comparison import Contestant
-from flashjax.recipes import language
+from flashjax.recipes import language, study
 from flashjax.training import Experiment
 
 PROGRAM = "experiments.linear_attention_lm"
@@ -61,8 +59,7 @@ def contestant(config: LinearAttentionLm, name: str, causal: bool, seed: int) ->
 
 def contestants(config: LinearAttentionLm) -> list[Contestant]:
     """All cells: a model, a table, a seed."""
-    common = {name: value for name, value in dataclasses.asdict(config).items() if name not in OWN}
-    budget = hashlib.sha256(json.dumps(common, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    budget = study.digest(config, OWN)
     options, found = dict(map(split, config.options)), []
     for table, names in (("causal", config.mixers), ("masked", config.encoders)):
         for name in names:

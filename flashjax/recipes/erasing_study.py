@@ -1,9 +1,6 @@
 """Studies of Random Erasing: the cells of a table or a sweep, and what is drawn of their log."""
 
-import csv
 import dataclasses
-import hashlib
-import json
 import statistics
 from collections.abc import Sequence
 from html import escape
@@ -55,8 +52,8 @@ def cells(config: Any) -> list[study.Cell]:
     if config.sweep == "table":
         values = (0.0, config.erasing.prob)
     kept = {name: v for name, v in flat(dataclasses.asdict(config)).items() if not is_free(name) and name not in AXES}
-    settings = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    return study.grid(settings=[settings], model=config.models, sweep=[config.sweep], value=values, seed=config.seeds)
+    settings = [study.digest(kept)]
+    return study.grid(settings=settings, model=config.models, sweep=[config.sweep], value=values, seed=config.seeds)
 
 
 def erasing(base: RandomErasing, cell: study.Cell, channels: int) -> RandomErasing:
@@ -113,7 +110,7 @@ def rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """(heads, a row for each model): the paper's table; of a sweep, a column for each value."""
     values = sorted({line["value"] for line in lines})
     table = lines[0]["sweep"] == "table"
-    heads = ["model", *(("baseline" if not v else "with erasing") if table else f"{v:g}" for v in values)]
+    heads = ["model", *(_named(lines[0]["sweep"], value) for value in values)]
     made = []
     for model in dict.fromkeys(line["model"] for line in lines):
         found = [[line for line in lines if (line["model"], line["value"]) == (model, v)] for v in values]
@@ -130,17 +127,13 @@ def write(where: Path, lines: Sequence[Line]) -> tuple[str, list[Path]]:
     heads, body = rows(lines)
     sweep = lines[0]["sweep"]
     title = "Random Erasing" + ("" if sweep == "table" else f" by {NAMES[sweep]}")
-    fields = [name for name in lines[0] if name != "curve"]
-    with (where / "cells.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(lines)
+    sheet = study.write_csv(where / "cells.csv", lines, without=("curve",))
     what = f"{lines[0]['dataset']}, {lines[0]['epochs']:g} epochs"
     intro = f"{what}. Top-1 error in per cent on the test set after the last: mean ± standard deviation (runs)."
     figure = f'<div class="charts">{"".join(charts(lines))}</div>'
     parts = [f"<h1>{title}</h1>", f"<p>{escape(intro)}</p>", drawing.table(heads, body), figure]
     page = pages.write_page(where / "page.html", title, drawing.STYLE, parts)
-    return "\n".join([intro, "", drawing.text_table(heads, body)]), [where / "cells.csv", page]
+    return "\n".join([intro, "", drawing.text_table(heads, body)]), [sheet, page]
 
 
 def charts(lines: Sequence[Line]) -> list[str]:
@@ -158,11 +151,15 @@ def charts(lines: Sequence[Line]) -> list[str]:
         curves = {}
         for value in values:
             found = [line["curve"] for line in lines if (line["model"], line["value"]) == (model, value)]
-            words = ("baseline" if not value else "with erasing") if sweep == "table" else f"{value:g}"
-            curves[words] = _mean_curve(found)
+            curves[_named(sweep, value)] = _mean_curve(found)
         curves = {words: points for words, points in curves.items() if points}
         made.append(drawing.line_chart(f"{model}: test error, %", curves, "epoch"))
     return made
+
+
+def _named(sweep: str, value: float) -> str:
+    """A value of a sweep, or a side of the table, in words."""
+    return f"{value:g}" if sweep != "table" else "with erasing" if value else "baseline"
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[drawing.Point]:

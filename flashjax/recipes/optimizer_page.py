@@ -1,6 +1,5 @@
 """The page of a study of optimizers: two paths over a loss, tables of their steps, heat maps of a grid."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -161,16 +160,6 @@ def grid_parts(lines: Sequence[Line], facts: str) -> list[str]:
 def write(path: Path, parts: Sequence[str]) -> Path:
     """Writes the page."""
     return write_page(path, "Adam and AdamW", STYLE + _STYLE, ["<h1>Adam and AdamW</h1>", *parts])
-
-
-def write_csv(path: Path, lines: Sequence[Line]) -> Path:
-    """A row for each line of the log, settings and figures in columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    return path
 
 
 _STYLE = """

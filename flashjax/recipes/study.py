@@ -6,6 +6,7 @@ can be mapped (`jax.vmap`). Cells that need a process each are for `flashjax.pla
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
 import itertools
@@ -38,11 +39,12 @@ def grid(**axes: Sequence[Any]) -> list[Cell]:
 
 
 def digest(config: Any, without: Sequence[str] = ()) -> str:
-    """A short name of the settings of a dataclass that change its cells' figures: a value for an axis of its own.
+    """A short name of the settings, of a dataclass or by name, that change cells' figures: a value for an axis.
 
-    ``without`` are the fields that do not, and those that are axes.
+    ``without`` are the names of those that do not, and of those that are axes.
     """
-    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
+    settings = config if isinstance(config, Mapping) else dataclasses.asdict(config)
+    kept = {name: value for name, value in settings.items() if name not in without}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -99,6 +101,16 @@ def read(log: Path, cells: Sequence[Cell]) -> list[Line]:
         others = f" ({len(held)} of other settings)" if held else ""
         raise ValueError(f"{log} holds no cell of this study{others}: measure first, or name another --workdir")
     return found
+
+
+def write_csv(path: Path, lines: Sequence[Line], without: Sequence[str] = ()) -> Path:
+    """A row for each line, settings and figures in columns, those of ``without`` left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [name for name in lines[0] if name not in without], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    return path
 
 
 def _key(names: Sequence[str]) -> logs.Key:

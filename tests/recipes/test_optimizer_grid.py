@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flashjax.recipes import optimizer_grid, optimizer_page
+from flashjax.recipes import optimizer_grid, optimizer_page, study
 
 RATES, DECAYS, SEEDS = range(-8, -3), range(-6, 1), (0, 1, 2)
 TILT = {"adam_l2": -1, "adamw": 0}
@@ -74,7 +74,7 @@ def test_a_cell_that_diverged_is_empty_and_a_grid_that_is_not_done_is_drawn(tmp_
     html = page.read_text()
     assert "so many &lt;cells&gt;" in html and not re.search(r"https?://|<script", html)
     assert html.count('class="heat"') == 4 and html.count("cell marked") == 9  # a rim for each rate of each algorithm
-    rows = optimizer_page.write_csv(tmp_path / "cells.csv", part).read_text().splitlines()
+    rows = study.write_csv(tmp_path / "cells.csv", part).read_text().splitlines()
     assert rows[0] == "algorithm,learning_rate,weight_decay,seed,eval_error,train_loss" and len(rows) == len(part) + 1
 
 
