@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, Sharding
 
+from flashjax.training.sharding import path_string
+
 PyTree = Any
 
 
@@ -38,7 +40,7 @@ def parameter_rows(tree: PyTree, shardings: PyTree, why: Mapping[str, str] | Non
     rows = []
     for (path, leaf), sharding in zip(leaves, structure.flatten_up_to(shardings), strict=True):
         size = leaf.dtype.itemsize
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_string(path)
         rows.append(
             ParameterRow(
                 path=name,

@@ -14,6 +14,7 @@ import jax
 
 from flashjax.training.optimizers.config import Group, OptimizerConfig
 from flashjax.training.optimizers.layers import layer_numbers, stack_depth
+from flashjax.training.sharding import path_string
 
 PyTree = Any
 Rate = float | tuple[float, ...]
@@ -113,8 +114,7 @@ def _product(*rates: Rate) -> Rate:
 
 def leaves_by_path(params: PyTree) -> dict[str, Any]:
     """Leaves by '/'-joined path."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path_string(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
 def own_ndim(path: str, leaf: Any) -> int:

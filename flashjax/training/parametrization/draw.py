@@ -1,6 +1,5 @@
 """Parameters drawn from a table, and multiplied by it."""
 
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from flashjax.layers.initializers import DISTRIBUTIONS
-from flashjax.training.parametrization.table import STACKED, Leaf, Table, Tensor
+from flashjax.training.optimizers.layers import LAYER, SCANNED
+from flashjax.training.parametrization.table import Leaf, Table, Tensor
+from flashjax.training.sharding import path_string
 
 PyTree = Any
-_LAYER = re.compile(r"(^|/)layer_(\d+)/")
 
 
 def draw(table: Table, parameters: Mapping[str, Tensor], params: PyTree, key: PRNGKeyArray) -> PyTree:
@@ -24,7 +24,7 @@ def draw(table: Table, parameters: Mapping[str, Tensor], params: PyTree, key: PR
     """
 
     def one(path: Any, leaf: Array) -> Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_string(path)
         return _draw(table[name], parameters[name], leaf, key)
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -43,14 +43,14 @@ def _draw(leaf: Leaf, tensor: Tensor, drawn: Array, key: PRNGKeyArray) -> Array:
     shape = tensor.matrix if leaf.distribution == "orthogonal" else tensor.shape
 
     def layer(number: int | Array) -> Array:
-        name = _LAYER.sub(r"\1layers/", tensor.path)
+        name = LAYER.sub("layers/", tensor.path)
         own = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), number)
         return initializer(own, shape, drawn.dtype).reshape(tensor.shape)
 
-    if STACKED.search(tensor.path):
+    if SCANNED.search(tensor.path):
         return jax.vmap(layer)(jnp.arange(drawn.shape[0]))
-    match = _LAYER.search(tensor.path)
-    return layer(int(match[2]) if match else 0)
+    match = LAYER.search(tensor.path)
+    return layer(int(match[1]) if match else 0)
 
 
 def multiply(multipliers: Mapping[str, float], params: PyTree) -> PyTree:
@@ -68,7 +68,7 @@ def _each(multipliers: Mapping[str, float], params: PyTree, change: Callable[[An
         return params
 
     def one(path: Any, leaf: Any) -> Any:
-        multiplier = multipliers.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        multiplier = multipliers.get(path_string(path))
         return leaf if multiplier is None else change(leaf, multiplier)
 
     return jax.tree_util.tree_map_with_path(one, params)

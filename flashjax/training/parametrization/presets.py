@@ -102,7 +102,16 @@ def _t5_final_norm(tensor: Tensor) -> Leaf:
 
 
 _STANDARD = _preset((_EMBEDDING, _drawn("normal", _by_width)), (_KERNEL, _drawn("normal", _lecun)))
-_XAVIER_NORMAL = _drawn("normal", lambda tensor: tensor.std("xavier"))
+
+
+def _xavier_but_branches(embedding: Callable[[Tensor], float], branch: Callable[[Tensor], float]) -> Rules:
+    """Xavier's normal, but deviations of their own for the embedding and for the kernels that carry a branch."""
+    return _preset(
+        (_EMBEDDING, _drawn("normal", embedding)),
+        (f"{LEAVES_BRANCH}|{_ENTERS_BRANCH}", _drawn("normal", branch)),
+        (_KERNEL, _drawn("normal", lambda tensor: tensor.std("xavier"))),
+    )
+
 
 PRESETS: dict[str, Rules] = {
     # What the model draws itself.
@@ -147,11 +156,7 @@ PRESETS: dict[str, Rules] = {
     # "standard" at the base width, scaled from there: see `widths`.
     "mup": _STANDARD,
     # Wang et al. 2022: Xavier, with gain beta in feed-forward, values and attention's output; with residual deepnorm.
-    "deepnorm": _preset(
-        (_EMBEDDING, _drawn("normal", _by_width)),
-        (f"{LEAVES_BRANCH}|{_ENTERS_BRANCH}", _drawn("normal", _deepnorm)),
-        (_KERNEL, _XAVIER_NORMAL),
-    ),
+    "deepnorm": _xavier_but_branches(_by_width, _deepnorm),
     # Zhang et al. 2019, for two kernels a branch; without its scalars: the biases of the model stand for those.
     "fixup": _preset(
         (_EMBEDDING, _drawn("normal", _by_width)),
@@ -160,14 +165,6 @@ PRESETS: dict[str, Rules] = {
         (_KERNEL, _drawn("normal", lambda tensor: tensor.std("he"))),
     ),
     # Huang et al. 2020, of a decoder and of an encoder alone; with norm none.
-    "t_fixup": _preset(
-        (_EMBEDDING, _drawn("normal", _t_fixup_embedding)),
-        (f"{LEAVES_BRANCH}|{_ENTERS_BRANCH}", _drawn("normal", _t_fixup)),
-        (_KERNEL, _XAVIER_NORMAL),
-    ),
-    "t_fixup_encoder": _preset(
-        (_EMBEDDING, _drawn("normal", _t_fixup_embedding)),
-        (f"{LEAVES_BRANCH}|{_ENTERS_BRANCH}", _drawn("normal", _t_fixup_encoder)),
-        (_KERNEL, _XAVIER_NORMAL),
-    ),
+    "t_fixup": _xavier_but_branches(_t_fixup_embedding, _t_fixup),
+    "t_fixup_encoder": _xavier_but_branches(_t_fixup_embedding, _t_fixup_encoder),
 }

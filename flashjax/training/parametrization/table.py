@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 from flashjax.layers import initializers
 from flashjax.training.optimizers.groups import check_found, leaves_by_path
+from flashjax.training.optimizers.layers import stack_depth
 
 PyTree = Any
 Distribution = Literal["model", "normal", "truncated_normal", "uniform", "orthogonal", "zeros", "ones"]
 
-STACKED = re.compile(r"(^|/)layers/")
 LEAVES_BRANCH = r"(^|/)(attn/(out|proj)|mlp/(down|fc2)|gau/out)/kernel$"
 """The kernel that ends a residual branch, in any Transformer here."""
 _HEADS = ((re.compile(r"(^|/)(query|key|value)/kernel$"), 1), (re.compile(r"(^|/)out/kernel$"), 2))
@@ -132,15 +132,12 @@ _WHAT = {
 def tensors(params: PyTree, head_dim: int | None = None) -> dict[str, Tensor]:
     """A `Tensor` for each leaf of `params` (abstract will do), by its path."""
     leaves = leaves_by_path(params)
-    ends = [
-        leaf.shape[0] if STACKED.search(path) else 1 for path, leaf in leaves.items() if re.search(LEAVES_BRANCH, path)
-    ]
+    ends = [stack_depth(path, leaf) or 1 for path, leaf in leaves.items() if re.search(LEAVES_BRANCH, path)]
     width = next((leaf.shape[1] for path, leaf in leaves.items() if path.endswith("embed/embedding")), None)
     tied = width is not None and not any(path.endswith("head/kernel") for path in leaves)
     facts = Facts(sum(ends), width, tied, head_dim)
     return {
-        path: Tensor(path, tuple(leaf.shape[1:] if STACKED.search(path) else leaf.shape), facts)
-        for path, leaf in leaves.items()
+        path: Tensor(path, tuple(leaf.shape[bool(stack_depth(path, leaf)) :]), facts) for path, leaf in leaves.items()
     }
 
 
