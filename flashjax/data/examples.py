@@ -23,8 +23,8 @@ def read_image(source: Source, index: int, config: DataConfig) -> tuple[Image.Im
     try:
         payload, label = source[index]
         # The smallest crop that the recipe draws must still cover the result, so a draft stays well above it.
-        image = decode(payload, config.exif_rotate, 2 * config.image_size if config.jpeg_draft else None)
-        return image if config.channels == 3 else image.convert("L"), label
+        draft = 2 * config.image_size if config.jpeg_draft else None
+        return decode(payload, config.exif_rotate, draft, config.channels), label
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise BadImageError(f"bad image: {source.describe(index)}: {error or type(error).__name__}") from error
 

@@ -22,8 +22,10 @@ from flashjax.data.config import AugmentConfig, DataConfig
 Crop = tuple[int, int, int, int]
 
 
-def decode(payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: int | None = None) -> Image.Image:
-    """An RGB image from an encoded file or from pixels.
+def decode(
+    payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: int | None = None, channels: int = 3
+) -> Image.Image:
+    """An RGB image, or a gray one, from an encoded file or from pixels.
 
     Gray is repeated over the channels, transparency is dropped, palettes and CMYK are converted: Pillow's `convert`,
     as the official loader does. Gray of 16 bits is the exception: `convert` would saturate nearly all of it, so it is
@@ -33,11 +35,12 @@ def decode(payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: i
         payload: a whole image file, or uint8 pixels [H, W] or [H, W, 3].
         exif_rotate: turn the image as its EXIF orientation says.
         draft_size: let the JPEG decoder halve the image while both sides stay at least this long (other pixels!).
+        channels: 3, or 1 for gray.
     Raises:
         OSError, ValueError, SyntaxError: not an image, or a truncated one.
     """
     if isinstance(payload, np.ndarray):
-        return Image.fromarray(payload).convert("RGB")
+        return _in_channels(Image.fromarray(payload), channels)
     image = Image.open(io.BytesIO(payload))
     if draft_size is not None:
         image.draft("RGB", (draft_size, draft_size))
@@ -46,7 +49,12 @@ def decode(payload: bytes | np.ndarray, exif_rotate: bool = False, draft_size: i
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _in_channels(image, channels)
+
+
+def _in_channels(image: Image.Image, channels: int) -> Image.Image:
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return rgb if channels == 3 else rgb.convert("L")
 
 
 def pixels(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:

@@ -39,8 +39,7 @@ def predict_files(
     images = []
     for path in paths:
         try:
-            image = decode(Path(path).read_bytes(), config.exif_rotate)
-            image = image if config.channels == 3 else image.convert("L")
+            image = decode(Path(path).read_bytes(), config.exif_rotate, channels=config.channels)
             images.append(pixels(center_resize(image, config.image_size, config.augment)))
         except Exception as error:
             raise ValueError(f"cannot read image {path}: {error}") from error
