@@ -53,7 +53,7 @@ def line_chart(
     ]
     grid += [
         f'<text x="{across(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
-        f"{(power(t) if t < 0.01 else f'{t:g}') if doublings else label(t, ticks(0, end, 6))}</text>"
+        f"{(power(t) if t < 1 else f'{t:g}') if doublings else label(t, ticks(0, end, 6))}</text>"
         for t in x_ticks
     ]
     drawn, legend = [], []

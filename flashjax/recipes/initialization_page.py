@@ -62,7 +62,9 @@ def optima(lines: Sequence[Line], preset: str) -> dict[int, list[Optimum]]:
 
 def drift(lines: Sequence[Line], preset: str) -> float:
     """Octaves from the best rate of the narrowest model to that of the widest, of the seeds that both have."""
-    best = [of[: min(map(len, optima(lines, preset).values()))] for of in optima(lines, preset).values()]
+    best = list(optima(lines, preset).values())
+    shared = min(map(len, best))
+    best = [of[:shared] for of in best]
     return statistics.fmean(wide.rate - narrow.rate for narrow, wide in zip(best[0], best[-1], strict=True))
 
 
@@ -97,6 +99,8 @@ def verdicts(found: Lines) -> list[str]:
 
 
 ARMS = {"sqrt_dim": "divided by sqrt(d)", "none": "not divided", "t5": "not divided, queries drawn smaller (T5)"}
+_SHORT = {"sqrt_dim": "1 / √d", "none": "1", "t5": "T5"}
+"""What fits beside a heat map."""
 
 
 def _growth(lines: Sequence[Line]) -> str:
@@ -133,11 +137,11 @@ def write(path: str | Path, found: Lines) -> Path:
     return write_page(path, "Initialization", STYLE, parts)
 
 
-def _section(title: str, note: str, drawn: Sequence[str], kind: str = "charts") -> list[str]:
+def _section(title: str, note: str, drawn: Sequence[str]) -> list[str]:
     return [
         f"<h2>{escape(title)}</h2>",
         f'<p class="note">{escape(note)}</p>',
-        f'<section class="{kind}">{"".join(drawn)}</section>',
+        f'<section class="charts">{"".join(drawn)}</section>',
     ]
 
 
@@ -200,8 +204,7 @@ def _attention(lines: Sequence[Line]) -> list[str]:
     return _section(
         "The scale of attention's logits",
         f"Held-out loss by learning rate (2^x), means over seeds; empty: a seed {DIVERGED}.",
-        [_losses("Loss", [ARMS[arm] for arm in arms], rates, values)],
-        "charts",
+        [_losses("Loss", [_SHORT[arm] for arm in arms], rates, values)],
     )
 
 
@@ -254,7 +257,7 @@ def _map(lines: Sequence[Line]) -> list[str]:
         values = [[mean_loss(where(own, depth=d, width=w, rate=rate)) for rate in rates] for d, w in rows]
         drawn.append(_losses(f"{name}-norm", [f"{d} x {w}" for d, w in rows], rates, values))
     note = f"Held-out loss by depth x width and learning rate; empty: {DIVERGED}."
-    return _section("What trains", note, drawn, "charts")
+    return _section("What trains", note, drawn)
 
 
 LOOKED_AT = ("activation_moment", "backward_moment", "logit_rms", "gradient_rms", "update_ratio")

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 
 from flashjax import models
@@ -18,7 +17,7 @@ from flashjax.recipes.short_runs import bible
 from flashjax.training.experiment import Batch, Objective
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig, make_optimizer
 from flashjax.training.parametrization import ParametrizationConfig, parametrize
-from flashjax.training.step import TrainState, make_gradients, step_rngs
+from flashjax.training.step import TrainState, make_train_step
 from flashjax.training.watch import Look, flat
 
 Batches = Callable[[int], Batch]
@@ -49,22 +48,13 @@ def looks(
     optimizer = make_optimizer(config, max(steps, 1), params, objective.scales)
     state = TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), None, jnp.zeros((), bool))
     look = Look(objective, optimizer, seed)
-    seen, step = jax.jit(look), jax.jit(functools.partial(_step, objective, optimizer, seed), donate_argnums=0)
+    seen, step = jax.jit(look), jax.jit(make_train_step(objective, optimizer, seed), donate_argnums=0)
     found = {0: flat(jax.device_get(seen(state, batches(0))), look.order)}
     for t in range(steps):
-        state = step(state, batches(t))
+        state, _ = step(state, batches(t))
     if steps:
         found[steps] = flat(jax.device_get(seen(state, batches(steps))), look.order)
     return found
-
-
-def _step(objective: Objective, optimizer: Any, seed: int, state: TrainState, batch: Batch) -> TrainState:
-    data_key, model_key = step_rngs(seed, state.step)
-    prepared = objective.prepare(batch, data_key)
-    _, _, collections, grads = make_gradients(objective)(state.params, state.collections, prepared, model_key)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return state.replace(step=state.step + 1, params=params, collections=collections, opt_state=opt_state)
 
 
 def _shapes(goal: Objective, batch: Batch) -> Any:
