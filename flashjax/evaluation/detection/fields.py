@@ -29,18 +29,23 @@ def read_json(path: Path) -> Any:
 def read_dataset(path: Path) -> Any:
     """A ground truth; its polygons are columns where they are regular."""
     text = _content(path)
+    data = _in_columns(path, text)
+    return _parsed(path, text) if data is None else data
+
+
+def _in_columns(path: Path, text: bytes) -> Any:
+    """The ground truth with its polygons as columns; None where they are not regular, or there are none."""
     cut = cut_polygons(text)
-    if cut is not None and cut[1]:
-        rest, polygons = cut
-        outlines = read_polygons(polygons)
-        if outlines is not None:
-            try:
-                data = with_polygons(_parsed(path, rest), outlines)
-            except ValueError:  # its place is that in the whole text
-                data = None
-            if data is not None:
-                return data
-    return _parsed(path, text)
+    if cut is None or not cut[1]:
+        return None
+    rest, cuts = cut
+    outlines = read_polygons(cuts)
+    if outlines is None:
+        return None
+    try:
+        return with_polygons(_parsed(path, rest), outlines)
+    except ValueError:  # it names a place in the rest, not in the file
+        return None
 
 
 def _content(path: Path) -> bytes:
