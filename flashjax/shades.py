@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TypeGuard
 
-NAMES, WIDTH, LINE, TOP = 100, 400, 12, 4
+NAMES, WIDTH, LINE, TOP = 116, 400, 12, 4
 MOST_COLUMNS, MOST_NAMES = 64, 48
 
 
