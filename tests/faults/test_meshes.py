@@ -11,6 +11,7 @@ from configs.swin_imagenet import PRESETS
 from flashjax import models
 from flashjax.training import MeshConfig, Program, sharding
 from tests.golden.tiny import tiny
+from tests.golden.tiny_resnet import tiny_resnet
 from tests.golden.tiny_text import MODELS, tiny_text
 
 pytestmark = pytest.mark.faults
@@ -23,6 +24,7 @@ PARAMETERS_ATOL = 1e-6
 FAMILIES = {
     "swin": functools.partial(tiny, PRESETS["tiny_1k"]),
     "swinv2": functools.partial(tiny, PRESETS["v2_tiny_w8"]),
+    "resnet": functools.partial(tiny_resnet, "resnet20_cifar"),
     **{name: functools.partial(tiny_text, name) for name in MODELS},
 }
 """A tiny experiment, by its mesh, for each kind of model."""
@@ -35,7 +37,10 @@ MESHES = {
     "sequence": MeshConfig(data=4, sequence=2),
     "sequence and tensor": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
 }
-CELLS = [(family, mesh) for family in FAMILIES for mesh in MESHES if family in MODELS or "sequence" not in mesh]
+FEWER = {"swin": ("data", "fsdp", "tensor", "hybrid", "all"), "resnet": ("fsdp", "hybrid")}
+"""What families that are no language models have: images are no sequence, convolutions are not split by tensor."""
+FEWER["swinv2"] = FEWER["swin"]
+CELLS = [(family, mesh) for family in FAMILIES for mesh in FEWER.get(family, MESHES)]
 
 
 def test_every_registered_module_is_here():
@@ -50,7 +55,8 @@ def first_update(family, mesh):
     # A constant rate, since a warm-up's first update is none; and an eps with which Adam's first update is not the
     # gradient's mere sign, which rounding may turn where the gradient is near zero.
     schedule = dataclasses.replace(made.config.optimizer.schedule, kind="constant", warmup_steps=0, late_by_one=False)
-    optimizer = dataclasses.replace(made.config.optimizer, learning_rate=1e-3, eps=1e-3, schedule=schedule)
+    adam = {"eps": 1e-3} if made.config.optimizer.name == "adamw" else {}
+    optimizer = dataclasses.replace(made.config.optimizer, learning_rate=1e-3, schedule=schedule, **adam)
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, optimizer=optimizer))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SMALL", 256)  # the tiny model's kernels would stay whole under fsdp

@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from flashjax.data import augment
 from flashjax.data.augment import draws as common
 from flashjax.data.augment.draws import Augmentation, Images, Patch, Rng
+from flashjax.data.augment.tiles import write_boxes
 from flashjax.data.config import IMAGENET_MEAN, AugmentConfig
 
 ATTEMPTS = 10
@@ -66,6 +67,10 @@ class RandomErasing(Augmentation):
     """Mean of each channel of the data set, for pixels in 0..1; one number serves all channels."""
     std: tuple[float, ...] | None = None
     """Floating-point images hold 0..1 where this is None; else they were normalised by `mean` and this deviation."""
+    write: Literal["mask", "tiles"] = "mask"
+    """On the device. `mask`: every pixel passes, in a pass that fuses with its neighbours and is split as the batch is.
+    `tiles`: only where boxes are, one tile after another, in place where the caller donates the images: for a batch
+    that lies on one CPU. The pixels are the same."""
 
     def __post_init__(self):
         common.check_unit(prob=self.prob)
@@ -108,9 +113,12 @@ class RandomErasing(Augmentation):
     def apply(self, images: Images, draws: Erasing) -> Images:
         """Fills the boxes; where two overlap, the later one shows."""
         common.image_dims(images.shape)
-        if isinstance(images, jax.Array):
-            return self._apply_masked(images, draws)
-        return self._apply_slices(images, draws)
+        if not isinstance(images, jax.Array):
+            return self._apply_slices(images, draws)
+        if self.write == "tiles":
+            keys = draws.key.reshape(-1, 2)
+            return write_boxes(images, draws.boxes, lambda patch, number: self._noise(images, patch, keys[number]))
+        return self._apply_masked(images, draws)
 
     def _draw(self, rng: Rng, batch: tuple[int, ...], height: Any, width: Any) -> Erasing:
         """`height` and `width` are numbers, or int arrays [*batch]."""
@@ -206,6 +214,7 @@ _CHOICES = {
     "placement": ("inside", "reject"),
     "fill": ("pixel", "channel", "mean", "value"),
     "noise": ("uniform", "normal"),
+    "write": ("mask", "tiles"),
 }
 
 _LOG = {"aspect_law": "log", "attempts": 10, "fill": "value", "noise": "normal"}

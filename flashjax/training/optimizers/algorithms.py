@@ -15,7 +15,7 @@ import optax
 from optax import chain
 from optax.contrib import MuonDimensionNumbers
 
-from flashjax.training.optimizers.transforms import scale_by_gradient_norm, scale_by_nadam
+from flashjax.training.optimizers.transforms import scale_by_adan, scale_by_gradient_norm, scale_by_nadam
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,10 @@ def adabelief(parts: Parts, *, b1=0.9, b2=0.999, eps=1e-16):
     return chain(optax.scale_by_belief(b1, b2, eps, eps_root=eps), parts.decay, parts.rate)
 
 
+def adan(parts: Parts, *, b1=0.98, b2=0.92, b3=0.99, eps=1e-8):
+    return chain(scale_by_adan(b1, b2, b3, eps), parts.decay, parts.rate)
+
+
 def lion(parts: Parts, *, b1=0.9, b2=0.99, mu_dtype=None):
     return chain(optax.scale_by_lion(b1, b2, mu_dtype=mu_dtype), parts.decay, parts.rate)
 
@@ -195,6 +199,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "adagrad": Algorithm(adagrad, "Duchi et al. 2011, the sum beginning at 0, as PyTorch", GRADIENT),
     "rmsprop": Algorithm(rmsprop, "Tieleman and Hinton 2012, as PyTorch", GRADIENT),
     "adabelief": Algorithm(adabelief, "Zhuang et al. 2020, without rectification"),
+    "adan": Algorithm(adan, "Xie et al. 2022, the decay not proximal"),
     "lion": Algorithm(lion, "Chen et al. 2023"),
     "muon": Algorithm(muon, "Jordan 2024: kernels of blocks; all else by Adam"),
     "adafactor": Algorithm(adafactor, "Shazeer and Stern 2018, the rate relative to the parameter's RMS"),

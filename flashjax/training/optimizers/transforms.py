@@ -103,6 +103,46 @@ def scale_by_nadam(b1: Any, b2: Any, eps: Any, momentum_decay: float = 0.004, mu
     return optax.GradientTransformation(init, update)
 
 
+class AdanState(NamedTuple):
+    """Moments of `scale_by_adan`."""
+
+    count: jax.typing.ArrayLike
+    before: PyTree
+    """The gradient of the update before."""
+    mu: PyTree
+    change: PyTree
+    """Mean of the gradient's changes."""
+    nu: PyTree
+
+
+def scale_by_adan(b1: Any, b2: Any, b3: Any, eps: Any) -> optax.GradientTransformation:
+    """Adan (Xie et al. 2022): the gradient's change d = g_t - g_{t-1}, times b2, joins direction and second moment.
+
+    In the paper's letters b2 is 1 - beta_2. Optax's weighs d by 1 - b2, which is beta_2.
+    """
+
+    def init(params):
+        return AdanState(jnp.zeros([], jnp.int32), *(optax.tree.zeros_like(params) for _ in range(4)))
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        changes = jax.tree.map(lambda g, g0: jnp.where(count == 1, 0, g - g0), updates, state.before)
+        ahead = optax.tree.add_scale(updates, b2, changes)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        change = optax.tree.update_moment(changes, state.change, b2, 1)
+        nu = optax.tree.update_moment_per_elem_norm(ahead, state.nu, b3, 2)
+
+        def direction(g, m, d, n):
+            step = m / (1 - b1**count) + b2 * d / (1 - b2**count)
+            return (step / (jnp.sqrt(n / (1 - b3**count)) + eps)).astype(g.dtype)
+
+        directions = jax.tree.map(direction, updates, mu, change, nu)
+        return directions, AdanState(count, updates, mu, change, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 class GradientNormState(NamedTuple):
     """Mean squared norms of `scale_by_gradient_norm`."""
 
