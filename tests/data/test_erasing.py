@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flashjax.data import augment
+from flashjax.data.augment import tiles
 from flashjax.data.augment.erasing import Erasing, RandomErasing
 
 RNG = np.random.default_rng
@@ -111,6 +112,23 @@ def test_host_and_device_agree_under_the_same_draws(fill, noise, channels):
         assert (changed == (draws.boxes[..., 2] > 0).any(-1)).all() and changed.any() and not changed.all()
         one = erasing.apply(images[2], Erasing(*(array[2] for array in draws)))
         assert (one == host[2]).all(), "an image alone, as in the pipeline"
+
+
+@pytest.mark.parametrize("fill, noise", [("pixel", "normal"), ("channel", "uniform"), ("value", "uniform")])
+def test_tiles_make_the_same_pixels(monkeypatch, fill, noise):
+    """Tiles that are smaller than the boxes, or larger than the images; boxes at the borders, and one over another."""
+    erasing = RandomErasing(count=(1, 3), prob=0.8, fill=fill, noise=noise, std=(0.2,))
+    tiled = dataclasses.replace(erasing, write="tiles")
+    draws = erasing.draw(RNG(1), FLOATS.shape)
+    draws.boxes[0] = [[0, 0, 24, 18], [19, 11, 5, 7], [3, 2, 1, 1]]
+    expected = erasing.apply(FLOATS, draws)
+    for tile, some in (((5, 7), slice(None)), ((32, 64), 0)):
+        monkeypatch.setattr(tiles, "TILE", tile)
+        made = jax.jit(lambda images, draws: tiled.apply(images, draws))(
+            jnp.asarray(FLOATS[some]), Erasing(*(array[some] for array in draws))
+        )
+        np.testing.assert_allclose(made, expected[some], rtol=0, atol=2e-6)
+    assert (expected[0] != FLOATS[0]).mean() > 0.99
 
 
 def test_what_fills_a_box():
@@ -230,6 +248,7 @@ def test_under_jit_and_over_a_mesh():
         ({"aspect": (0.3,)}, "aspect must be a range"),
         ({"count": (0, 2)}, "count must be a range"),
         ({"attempts": 0}, "attempts must be at least 1, got 0"),
+        ({"write": "inplace"}, "unknown write 'inplace'; known: mask, tiles"),
         ({"fill": "black"}, "unknown fill 'black'; known: pixel, channel, mean, value"),
         ({"probability": 0.5}, "random_erasing has no field 'probability'; known: prob, area"),
         ({"preset": "kornia"}, "unknown preset 'kornia' of random_erasing; known: paper"),
