@@ -3,13 +3,15 @@
     python -m benchmarks.augment [--json FILE] [--rounds 15] [--sizes 32x128 224x64] [--cores 1]      (extra: parity)
 
 Batches of normalised float32 images (side x images) in memory, in each library's layout: [B H W C] here, [B C H W]
-there. Erasing draws for each image by itself: torchvision's transform is called image by image (`inplace=True`, its
-fastest), timm's takes the batch. Mixing draws once for a batch in all of them. Both sides may overwrite their batch:
-ours is donated. Draws are part of the time on both sides. Cutout is torchvision's erasing pinned to a square of the
-same size; GridMask and Hide-and-Seek have no peer there. The rows "bytes to erased" are what a train step does: from
-uint8 to normalised and erased, one pass here, several there. Bare erasing in place touches the boxes alone there, and
-the whole batch here, as a batch that is sharded over devices needs it. Contenders take turns; a ratio is the median
-over rounds of the peer's time by ours: above 1, flashjax is ahead. Both libraries are pinned to `--cores`.
+there. Erasing draws for each image by itself: torchvision's transform is called image by image, timm's takes the batch.
+Mixing draws once for a batch in all of them. Draws are part of the time on both sides.
+
+Like is compared with like: "in place", all overwrite their batch (torchvision's `inplace=True`; ours is donated, and
+writes tiles); "to a copy", the batch stays as it is (torchvision's default; timm's, which knows no other way than in
+place, gets a clone; ours is not donated). Mixing and masking are donated here too. Cutout is torchvision's erasing
+pinned to a square of the same size; GridMask and Hide-and-Seek have no peer there. The rows "bytes to erased" are what
+a train step does: from uint8 to normalised and erased, one pass here, several there. Contenders take turns; a ratio is
+the median over rounds of the peer's time by ours: above 1, flashjax is ahead. Both libraries are pinned to `--cores`.
 """
 
 import argparse
@@ -42,16 +44,18 @@ Step = Callable[[], Any]
 
 
 class Ours:
-    """One augmentation over a batch that stays on the device, each call with a key of its own."""
+    """One augmentation over a batch that stays on the device, each call with a key of its own; in place if `donate`."""
 
-    def __init__(self, made: Any, images: np.ndarray, labels: np.ndarray | None):
+    def __init__(self, made: Any, images: np.ndarray, labels: np.ndarray | None, donate: bool = True):
         self.images, self.labels, self.count = jax.device_put(images), jax.device_put(labels), 0
-        self.step = jax.jit(functools.partial(_step, made), donate_argnums=1)
+        self.donate, self.step = donate, jax.jit(functools.partial(_step, made), donate_argnums=1 if donate else ())
 
     def __call__(self) -> None:
         self.count += 1
-        self.images, *_ = self.step(self.count, self.images, self.labels)
-        self.images.block_until_ready()
+        images, *_ = self.step(self.count, self.images, self.labels)
+        images.block_until_ready()
+        if self.donate:
+            self.images = images
 
 
 def _step(made: Any, count: Any, images: jax.Array, labels: Any) -> tuple[jax.Array, ...]:
@@ -92,13 +96,21 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
     def ours(name: str, preset: str | None = None, mixes: bool = False, **fields: Any) -> dict[str, Step]:
         return {"flashjax": Ours(augment.create(name, preset, **fields), images, labels if mixes else None)}
 
-    def vision(**fields: Any) -> Step:
-        return each(v2.RandomErasing(inplace=True, **fields), theirs.clone())
+    def vision(inplace: bool = True, **fields: Any) -> Step:
+        return each(v2.RandomErasing(inplace=inplace, **fields), theirs.clone())
 
-    def pytorch_timm(mode: str) -> Step:
+    def pytorch_timm(mode: str, inplace: bool = True) -> Step:
         batch = theirs.clone()
         erasing = RandomErasing(0.5, mode=mode, device="cpu")
-        return lambda: erasing(batch)
+        return lambda: erasing(batch if inplace else batch.clone())
+
+    def erasing(inplace: bool, mode: str, value: Any, **fields: Any) -> dict[str, Step]:
+        made = augment.create("random_erasing", "torchvision", write="tiles", **fields)
+        return {
+            "flashjax": Ours(made, images, None, donate=inplace),
+            "torchvision": vision(inplace, value=value),
+            "timm": pytorch_timm(mode, inplace),
+        }
 
     def timm_mix(**alphas: Any) -> Step:
         batch, mixing = theirs.clone(), Mixup(**alphas, num_classes=CLASSES, label_smoothing=0.0)
@@ -126,10 +138,10 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
     length = side // 2
     share = length**2 / side**2
     return {
-        "random erasing, constant": ours("random_erasing", "torchvision")
-        | {"torchvision": vision(), "timm": pytorch_timm("const")},
-        "random erasing, N(0, 1) pixels": ours("random_erasing", "torchvision", fill="pixel")
-        | {"torchvision": vision(value="random"), "timm": pytorch_timm("pixel")},
+        "erasing in place, constant": erasing(True, "const", 0),
+        "erasing in place, N(0, 1) pixels": erasing(True, "pixel", "random", fill="pixel"),
+        "erasing to a copy, constant": erasing(False, "const", 0),
+        "erasing to a copy, N(0, 1) pixels": erasing(False, "pixel", "random", fill="pixel"),
         "bytes to erased, constant": {
             "flashjax": FromBytes(augment.create("random_erasing", "torchvision"), pixels),
             "torchvision": vision_from_bytes(),
@@ -140,7 +152,7 @@ def contenders(side: int, rows: int) -> dict[str, dict[str, Step]]:
             "torchvision": vision_from_bytes(value="random"),
             "timm": timm_from_bytes("pixel"),
         },
-        "random erasing, random bytes": ours("random_erasing", "paper", std=(0.25,)),
+        "erasing in place, random bytes": ours("random_erasing", "paper", std=(0.25,), write="tiles"),
         "cutout": ours("cutout", length=length)
         | {"torchvision": vision(p=1.0, scale=(share, share), ratio=(1.0, 1.0))},
         "mixup": ours("mixup", "torchvision", mixes=True)

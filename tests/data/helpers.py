@@ -59,6 +59,30 @@ def write_tfds(
     return write_records(root / name / version, records, features, name, version, file_format)
 
 
+def write_cifar(root: Path, classes: int, train: int = 20, test: int = 10) -> Path:
+    """CIFAR-10 or -100 with the features that TFDS gives it, of other pictures; the class is the index modulo all."""
+    import tensorflow_datasets as tfds
+
+    features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3))}
+    if classes == 100:
+        features["coarse_label"] = tfds.features.ClassLabel(num_classes=20)
+    features["label"] = tfds.features.ClassLabel(num_classes=classes)
+    records = {
+        split: [
+            {
+                "id": f"{split}_{index:05d}",
+                "image": io.BytesIO(encoded(picture(index, 32, 32), "PNG")),
+                "coarse_label": 0,
+                "label": index % classes,
+            }
+            for index in range(count)
+        ]
+        for split, count in (("train", train), ("test", test))
+    }
+    name = f"cifar{classes}"
+    return write_records(root / name / "3.0.2", records, tfds.features.FeaturesDict(features), name, "3.0.2")
+
+
 def write_tfds_text(root: Path, splits: dict[str, list[str]], name: str = "c4/en", keys: tuple[str, ...] = ("text",)):
     """A set of text: every feature in `keys` is of type Text, and the first one holds the documents."""
     import tensorflow_datasets as tfds

@@ -1,5 +1,6 @@
 """The three sources: what they read, in what order, and what they say when they cannot."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from flashjax.data import sources
+from configs.random_erasing_cifar import images as cifar
+from flashjax.data import classification, sources
 from flashjax.data.tfds_source import find_version, tfds
-from tests.data.helpers import encoded, picture, write_folder, write_tfds
+from tests.data.helpers import encoded, picture, write_cifar, write_folder, write_tfds
 
 JPEGS = [encoded(picture(seed)) for seed in range(12)]
 
@@ -114,6 +116,19 @@ print(info.name, train.batch(0)["image"].shape, "tensorflow" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "tiny:1.0.0 train / tiny:1.0.0 test (4, 16, 16, 3) False"
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifar_as_tfds_has_it(tmp_path, classes):
+    """Its pictures to the last bit, and of CIFAR-100's two labels the fine one."""
+    write_cifar(tmp_path, classes)
+    config = dataclasses.replace(cifar(f"cifar{classes}", batch=5), eval_batch_size=5)
+    train, held_out, info = classification(config, tmp_path, seed=0)
+    assert (info.num_classes, info.train_examples, info.eval_examples) == (classes, 20, 10)
+    batch = held_out.batch(1)
+    assert batch["label"].tolist() == [5, 6, 7, 8, 9]
+    np.testing.assert_array_equal(batch["image"], [np.asarray(picture(index, 32, 32)) for index in range(5, 10)])
+    assert train.batch(0)["image"].shape == (5, 32, 32, 3)
 
 
 def test_tfds_without_an_evaluation_split_holds_some_records_out(tmp_path):

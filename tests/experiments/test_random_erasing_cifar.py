@@ -14,6 +14,7 @@ from experiments import random_erasing_cifar as launcher
 from flashjax import models
 from flashjax.recipes import erasing_study
 from flashjax.training.optimizers import learning_rate_at
+from tests.data.helpers import write_cifar
 
 SMALL = (
     *("--data.batch_size", "16", "--data.eval_batch_size", "200", "--data.train_examples", "64", "--width", "0.25"),
@@ -62,6 +63,21 @@ def test_a_sweep_and_one_of_its_runs(tmp_path, monkeypatch, capsys):
     shown = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("top1", "loss")))
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert 100 * (1 - float(shown["top1"])) == pytest.approx(lines[1]["best_error"], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [10, 100])
+def test_the_papers_preset_on_cifar(tmp_path, monkeypatch, capsys, classes):
+    """A set as TFDS has it, in place of CIFAR; a few steps of a narrow network."""
+    write_cifar(tmp_path / "tfds", classes, train=40, test=20)
+    small = ("--models", "resnet8_cifar", "--width", 0.25, "--seeds", 0, "--steps", 2, "--train.no_progress")
+    small += ("--data.batch_size", 16, "--data.eval_batch_size", 8)  # one of 128 would be more than there is
+    where = ("--data_dir", tmp_path / "tfds", "--workdir", tmp_path / "run")
+    run(monkeypatch, "--preset", "paper", "--dataset", f"cifar{classes}", *where, *small)
+    assert "with erasing |" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "cells.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in lines] == [0.0, 0.5]
+    assert {line["dataset"] for line in lines} == {f"cifar{classes}:3.0.2 train / cifar{classes}:3.0.2 test"}
 
 
 def test_what_a_cell_erases():

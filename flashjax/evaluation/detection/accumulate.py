@@ -24,7 +24,7 @@ class Ranking:
         rows: int64 [P], row of each in the table of detections.
         starts: int64 [K + 1], where each class begins.
         scores: float64 [P].
-        rank: int64 [P], place among the detections of its image and class, from 0.
+        rank: int32 [P], place among the detections of its image and class, from 0.
         outside: bool [A, P], whether it does not count if it finds nothing: its area is out of range.
         takes: For each range of areas what they find, by place.
         positives: int64 [A, K], ground truths that count.
@@ -104,6 +104,7 @@ def precision_of(
     top = np.append(ranking.scores, 0.0)[starts]
     top = np.where(np.diff(ranking.starts) > 0, top, 0.0)
     within = None if limit is None else ranking.rank < limit
+    running = np.zeros(len(ranking.rows) + 1, np.int32)  # before each place, how many count if they find nothing
     for a, takes in enumerate(ranking.takes):
         positives = ranking.positives[a]
         some = positives > 0
@@ -113,8 +114,7 @@ def precision_of(
         if within is not None:
             counted &= within
             kept = np.flatnonzero(within[takes.detection])
-        running = np.zeros(len(counted) + 1, np.int64)  # before each place, how many count if they find nothing
-        np.cumsum(counted, out=running[1:])
+        np.cumsum(counted, dtype=running.dtype, out=running[1:])
         place, bits, ignored, truth = (v[kept] for v in (takes.detection, takes.bits, takes.ignored, takes.truth))
         named = ~ranking.unnamed[truth]
         # What a find changes in that number: a hit counts, whatever its area; a hit on what is ignored does not.
@@ -123,7 +123,7 @@ def precision_of(
         hits = named & ~ignored
         changes = bool(change.any())
         owner = _class_of(ranking, place)
-        after = running[place + 1] - running[starts][owner]
+        after = (running[place + 1] - running[starts][owner]).astype(np.int64)
         for t in range(thresholds):
             on = np.flatnonzero(bits & (1 << t) != 0)
             chosen = np.flatnonzero(hits[on])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flashjax.evaluation.detection import overlaps
-from flashjax.evaluation.detection.accumulate import Ranking, class_offsets
+from flashjax.evaluation.detection.accumulate import Ranking
 from flashjax.evaluation.detection.matching import MOST_THRESHOLDS, match_greedily, match_voc
 from flashjax.evaluation.detection.overlaps import (
     BoxMeasure,
@@ -17,6 +17,7 @@ from flashjax.evaluation.detection.overlaps import (
 )
 from flashjax.evaluation.detection.protocols import Protocol
 from flashjax.evaluation.detection.ragged import offsets
+from flashjax.evaluation.detection.ranks import Grouped, rank_by_class
 from flashjax.evaluation.detection.tables import Detections, GroundTruth, take_rows
 
 Array = np.ndarray
@@ -56,46 +57,29 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
 
     measure = make_measure(truth, found, protocol, iou_type)
     least = min(min(protocol.iou_thresholds), 1 - 1e-10)
-    grouped, label, rank, group, pairs = _group(truth, found, protocol, measure, least)
-
-    # The ranking: by class, then falling score, then image.
-    ranked = falling_order(found.scores[grouped])
-    ranked = ranked[stable_order(label[ranked], count)]
-    places = np.empty(len(ranked), np.int64)
-    places[ranked] = np.arange(len(ranked))
-    rows = grouped[ranked]
-
+    grouped, pairs = _group(truth, found, protocol, measure, least)
+    starts, places, ranked = rank_by_class(grouped, count)
     if voc:
-        ignored, outside = off[None], np.zeros((1, len(ranked)), bool)
+        ignored, outside = off[None], np.zeros((1, len(places)), bool)
     else:
         ignored = np.stack([off | (truth.area < low) | (truth.area > high) for _, low, high in protocol.areas])
-        outside = _outside(truth, found, protocol, measure, rows)
+        outside = _outside(truth, found, protocol, ranked)
     positives = np.stack([np.bincount(truth_class[~i], minlength=count) for i in ignored])
     unnamed = (truth.ids == 0) if protocol.official and not voc else np.zeros(len(truth), bool)
     if voc:
         takes = [match_voc(pairs, off, protocol, places)]
     else:
         crowd = np.zeros(len(truth), bool) if protocol.federated else truth.crowd
-        nameless = (found.ids[grouped] == 0) if protocol.official else np.zeros(len(grouped), bool)
-        takes = match_greedily(pairs, group, ignored, crowd, nameless, protocol.iou_thresholds, places)
-    ranking = Ranking(
-        rows,
-        class_offsets(label, count),
-        found.scores[rows],
-        rank[ranked],
-        outside,
-        takes,
-        positives,
-        unnamed,
-    )
+        nameless = (found.ids[grouped.rows] == 0) if protocol.official else np.zeros(len(places), bool)
+        takes = match_greedily(pairs, grouped.group, ignored, crowd, nameless, protocol.iou_thresholds, places)
+    ranking = Ranking(ranked.rows, starts, ranked.scores, ranked.rank, outside, takes, positives, unnamed)
     return Comparison(truth, truth_rows, found, off, places, ranking)
 
 
 def _group(
     truth: GroundTruth, found: Detections, protocol: Protocol, measure: Measure, least: float
-) -> tuple[Array, Array, Array, Array, overlaps.Pairs]:
-    """The detections that may count by image, class and falling score, equal ones as in the file: their (rows, classes,
-    ranks within image and class, numbers of image and class), and the pairs that overlap enough."""
+) -> tuple[Grouped, overlaps.Pairs]:
+    """The detections that may count, and the pairs that overlap enough."""
     images, classes = len(truth.catalogue.images), len(truth.catalogue.categories)
     joined = not protocol.use_categories
     count = 1 if joined else classes
@@ -109,7 +93,7 @@ def _group(
     by_image = None if (found.image[1:] >= found.image[:-1]).all() else stable_order(found.image, images)
     most = protocol.max_detections[-1]
 
-    kept: tuple[list[Array], ...] = ([], [], [], [])
+    kept = Grouped.empty(len(found))
     pairs, done, groups = [], 0, 0
     for block in overlaps.blocks(found, counts):
         span = slice(int(starts[block.start]), int(starts[block.stop]))
@@ -137,11 +121,10 @@ def _group(
             rows, code + block.start * count, truth_group[there], _Shifted(measure, there.start), least, done
         )
         pairs.append(overlaps.Pairs(part.detection, part.truth + there.start, part.overlap))
-        for values, more in zip((rows, label, rank, number), kept, strict=True):
-            more.append(values)
+        areas = found.area if found.area is not None else measure.areas  # type: ignore[attr-defined]  # of masks
+        kept.put(done, Grouped(rows, label, rank, number, found.scores[rows], areas[rows]))
         done += len(rows)
-    rows, label, rank, number = (np.concatenate([np.zeros(0, np.int64), *more]) for more in kept)
-    return rows, label, rank, number, overlaps.Pairs.join(pairs)
+    return kept.first(done), overlaps.Pairs.join(pairs)
 
 
 @dataclass(frozen=True)
@@ -158,16 +141,11 @@ class _Shifted:
         return self.measure(rows, truths + self.first, least)
 
 
-def _outside(truth: GroundTruth, found: Detections, protocol: Protocol, measure: Measure, rows: Array) -> Array:
-    """bool [A, D]: of each range of areas, the detections that do not count if they find nothing."""
-    areas = found.area
-    if areas is None:
-        assert isinstance(measure, MaskMeasure)
-        areas = measure.areas.astype(np.float64)
-    areas = areas[rows]
-    outside = np.stack([(areas < low) | (areas > high) for _, low, high in protocol.areas])
+def _outside(truth: GroundTruth, found: Detections, protocol: Protocol, ranked: Grouped) -> Array:
+    """bool [A, P]: of each range of areas, the detections that do not count if they find nothing."""
+    outside = np.stack([(ranked.areas < low) | (ranked.areas > high) for _, low, high in protocol.areas])
     if protocol.federated:
-        pair = found.image[rows] * len(truth.catalogue.categories) + found.category[rows]
+        pair = found.image[ranked.rows] * len(truth.catalogue.categories) + found.category[ranked.rows]
         outside |= np.isin(pair, truth.catalogue.inexhaustive)
     return outside
 
@@ -206,16 +184,3 @@ def _off(truth: GroundTruth, protocol: Protocol, iou_type: str) -> Array:
         assert truth.num_keypoints is not None
         off = off | (truth.num_keypoints == 0)
     return off
-
-
-def falling_order(scores: Array) -> Array:
-    """Stable argsort of -scores. Networks speak float32, whose bits sort by counting; where scores are finer than
-    that, a comparing sort."""
-    single = (scores + 0.0).astype(np.float32)  # + 0.0: one zero
-    bits = single.view(np.uint32)
-    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    order = stable_order(~rising, 1 << 32)
-    sorted_scores = scores[order]
-    if (sorted_scores[1:] <= sorted_scores[:-1]).all():
-        return order
-    return np.argsort(-scores, kind="stable")

@@ -1,18 +1,14 @@
 """Fields of records, checked: ids, numbers, flags, boxes, keypoints and masks from what a file holds."""
 
-import gc
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from flashjax.evaluation.detection import masks as m
 from flashjax.evaluation.detection import polygons
-from flashjax.evaluation.detection.outlines import OutlineAt, cut_polygons, read_polygons, with_polygons
 from flashjax.evaluation.detection.rle import MOST_PIXELS
 from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of
 
@@ -20,51 +16,6 @@ Array = np.ndarray
 Records = Sequence[Mapping[str, Any]]
 AreaFrom = Literal["given", "box", "mask"]
 BoxFormat = Literal["xywh", "xyxy"]
-
-
-def read_json(path: Path) -> Any:
-    return _parsed(path, _content(path))
-
-
-def read_dataset(path: Path) -> Any:
-    """A ground truth; its polygons are columns where they are regular."""
-    text = _content(path)
-    data = _in_columns(path, text)
-    return _parsed(path, text) if data is None else data
-
-
-def _in_columns(path: Path, text: bytes) -> Any:
-    """The ground truth with its polygons as columns; None where they are not regular, or there are none."""
-    cut = cut_polygons(text)
-    if cut is None or not cut[1]:
-        return None
-    rest, cuts = cut
-    outlines = read_polygons(cuts)
-    if outlines is None:
-        return None
-    try:
-        return with_polygons(_parsed(path, rest), outlines)
-    except ValueError:  # it names a place in the rest, not in the file
-        return None
-
-
-def _content(path: Path) -> bytes:
-    text = path.read_bytes()
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    return text
-
-
-def _parsed(path: Path, text: bytes) -> Any:
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through the new objects again and again, and none of them is garbage
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def column(records: Records, key: str, source: str, what: str, hint: str = "") -> list[Any]:
@@ -207,7 +158,7 @@ def segmentations(given: Sequence[Any] | Array, sizes: Array, source: str, what:
     if (kinds == 2).all():
         return m.from_strings([one["counts"] for one in given], sizes, name)
     parts, rows = [], []
-    for kind, make in enumerate((polygons.from_polygons, m.from_counts, _decoded, _drawn)):
+    for kind, make in enumerate((polygons.from_polygons, m.from_counts, _decoded)):
         chosen = np.flatnonzero(kinds == kind)
         if len(chosen):
             picked = [given[row]["counts"] if kind in (1, 2) else given[row] for row in chosen.tolist()]
@@ -226,15 +177,8 @@ def _decoded(strings: Sequence[str | bytes], sizes: Array, source: str) -> m.Mas
     return m.from_strings(strings, sizes, source).take(np.arange(len(strings)))
 
 
-def _drawn(cut: Sequence[OutlineAt], sizes: Array, source: str) -> m.Masks:
-    rows = np.fromiter((one.row for one in cut), np.int64, len(cut))
-    return polygons.draw(cut[0].outlines.take(rows), sizes, source)
-
-
 def _segmentation_kind(one: Any, row: int, source: str, what: str) -> int:
-    """0: polygons; 1: run lengths; 2: compressed run lengths; 3: polygons that were read apart."""
-    if type(one) is OutlineAt:
-        return 3
+    """0: polygons; 1: run lengths; 2: compressed run lengths."""
     if isinstance(one, list | tuple | np.ndarray) and len(one):
         return 0
     if isinstance(one, Mapping) and "counts" in one and "size" in one:

@@ -11,8 +11,8 @@ import numpy as np
 
 from flashjax.evaluation.detection import arrays, coco, voc
 from flashjax.evaluation.detection import masks as m
-from flashjax.evaluation.detection.fields import AreaFrom, BoxFormat, read_dataset, read_json
-from flashjax.evaluation.detection.regular import read_results
+from flashjax.evaluation.detection.fields import AreaFrom, BoxFormat
+from flashjax.evaluation.detection.reading import read_json, read_results
 from flashjax.evaluation.detection.tables import Catalogue, Detections, GroundTruth, first_bad
 
 Array = np.ndarray
@@ -39,7 +39,7 @@ def load_ground_truth(
         path = Path(given)
         if path.is_dir():
             return voc.ground_truth(path)
-        return coco.ground_truth(read_dataset(path), str(path), iou_type, area, lvis)
+        return coco.ground_truth(read_json(path), str(path), iou_type, area, lvis)
     if isinstance(given, Mapping):
         if "annotations" in given:
             return coco.ground_truth(given, "ground truth", iou_type, area, lvis)

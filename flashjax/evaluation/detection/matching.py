@@ -12,10 +12,12 @@ import numpy as np
 
 from flashjax.evaluation.detection.overlaps import Pairs, stable_order
 from flashjax.evaluation.detection.protocols import Protocol
-from flashjax.evaluation.detection.ragged import offsets
+from flashjax.evaluation.detection.ragged import offsets, pieces
 
 Array = np.ndarray
 MOST_THRESHOLDS = 63
+MATCHED = 1 << 17
+"""Pairs that are matched at a time, in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,60 @@ def match_greedily(
         thresholds: At most 63.
         place: int64 [D], what the results call each detection; they are in its order.
     """
+    detection, group = pairs.detection, group_of[pairs.detection]
+    limits = [min(t, 1 - 1e-10) for t in thresholds]
+    order, take = np.arange(len(detection)), np.zeros((len(ignored), len(detection)), np.int64)
+    starts = np.append(np.flatnonzero(np.diff(group, prepend=-1) != 0), len(group))
+    for some in pieces(np.diff(starts), MATCHED):
+        part = slice(int(starts[some.start]), int(starts[some.stop]))
+        truth = pairs.truth[part]
+        low, high = int(truth.min()), int(truth.max()) + 1
+        mine, take[:, part] = _match(
+            detection[part],
+            truth - low,
+            threshold_bits(pairs.overlap[part], limits),
+            pairs.overlap[part],
+            group[part],
+            ignored[:, low:high],
+            crowd[low:high],
+            nameless[detection[part]],
+        )
+        order[part] = part.start + mine
+    called = place[detection]
+    by_place = stable_order(called, len(place))
+    truth, overlap = pairs.truth[order], pairs.overlap[order]
+    return [_takes(called, truth, overlap, mine, off[truth], by_place) for off, mine in zip(ignored, take, strict=True)]
+
+
+def _match(
+    detection: Array,
+    truth: Array,
+    bits: Array,
+    overlap: Array,
+    group: Array,
+    ignored: Array,
+    crowd: Array,
+    nameless: Array,
+) -> tuple[Array, Array]:
+    """(order in which each detection looks at its ground truths, int64 [P]; bits of the thresholds at which it takes
+    those, for each range of areas, int64 [A, P]) of the pairs of some groups.
+
+    Args:
+        truth: int64 [P], counted within ``ignored`` [A, N] and ``crowd`` [N].
+        group: int32 [P], rising.
+        nameless: bool [P], of the detection.
+    """
     count = len(crowd)
-    bits = threshold_bits(pairs.overlap, [min(t, 1 - 1e-10) for t in thresholds])
-    detection, truth, overlap = pairs.detection, pairs.truth, pairs.overlap
     searcher = np.cumsum(np.diff(detection, prepend=-1) != 0) - 1  # the detections that meet any, numbered
-    searchers = int(searcher[-1]) + 1 if len(searcher) else 0
-    meets = np.bincount(searcher)[searcher] if searchers else searcher
+    searchers = int(searcher[-1]) + 1
+    meets = np.bincount(searcher)[searcher]
+    order = np.arange(len(detection))
     several = np.flatnonzero(meets > 1)
     if len(several):  # of each detection its best first: larger overlap, then later ground truth
         by_overlap = several[np.lexsort([-truth[several], -overlap[several], searcher[several]])]
-        order = np.arange(len(detection))
         order[several] = by_overlap
-        truth, overlap, bits = truth[order], overlap[order], bits[order]
+        truth, bits = truth[order], bits[order]
     orders, turns = [], []
-    group = group_of[detection]
     # A pair alone in both its detection and its ground truth asks nobody; the others wait for their turn in the group.
     lonely = (meets == 1) & (np.bincount(truth, minlength=count)[truth] == 1)
     shared = np.flatnonzero(~lonely)
@@ -102,7 +144,7 @@ def match_greedily(
         pair = np.concatenate(orders)[by_turn]
         slot = area * len(detection) + pair
         d, g, able = area * searchers + searcher[pair], area * count + truth[pair], bits[pair]
-        keeps = np.where(crowd[truth[pair]] | nameless[detection[pair]], 0, -1)
+        keeps = np.where(crowd[truth[pair]] | nameless[pair], 0, -1)
         for first, last in _spans(turn[by_turn]):
             part = slice(first, last)
             dp, gp = d[part], g[part]
@@ -113,9 +155,7 @@ def match_greedily(
     take = take.reshape(len(ignored), len(detection))
     alone = np.flatnonzero(lonely)
     take[:, alone] = bits[alone]
-    called = place[detection]
-    by_place = stable_order(called, len(place))
-    return [_takes(called, truth, overlap, mine, off[truth], by_place) for off, mine in zip(ignored, take, strict=True)]
+    return order, take
 
 
 def _takes(detection: Array, truth: Array, overlap: Array, bits: Array, ignored: Array, order: Array) -> Takes:

@@ -5,12 +5,12 @@ where the step passes from 5x + 2 to 5x + 3. What is written here are those rule
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 from flashjax.evaluation.detection.mask_overlap import union
 from flashjax.evaluation.detection.masks import Masks
-from flashjax.evaluation.detection.outlines import Outlines
 from flashjax.evaluation.detection.ragged import offsets, pieces, ragged
 
 Array = np.ndarray
@@ -26,15 +26,10 @@ def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], sizes: Array, s
     As in COCO's interface, a mask whose first part holds four numbers is made of boxes x, y, width, height.
 
     Raises:
-        ValueError: no part, an odd number of values, fewer than four, or one that is not finite; it names the row.
+        ValueError: no part, what is no number or not finite, an odd number of them, fewer than four; it names the row.
     """
-    return draw(Outlines.of(polygons, source), sizes, source)
-
-
-def draw(outlines: Outlines, sizes: Array, source: str = "mask") -> Masks:
-    """`from_polygons` of what is flat already."""
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
-    parts_of, lengths, values = outlines.parts, outlines.lengths, outlines.values
+    parts_of, lengths, values = _joined(polygons, source)
     owner = np.repeat(np.arange(len(parts_of)), parts_of)
     if (parts_of == 0).any():
         raise ValueError(f"{source} {int(np.argmin(parts_of))}: a polygon without parts")
@@ -65,6 +60,24 @@ def draw(outlines: Outlines, sizes: Array, source: str = "mask") -> Masks:
     ]
     drawn = Masks.join(done)
     return drawn if (parts_of == 1).all() else union(drawn, offsets(parts_of))
+
+
+def _joined(polygons: Sequence[Sequence[Sequence[float]]], source: str) -> tuple[Array, Array, Array]:
+    """(how many polygons each mask has, how many numbers each polygon has, float64 x, y, x, y, ... of all)."""
+    parts = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    try:
+        lengths = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64, int(parts.sum()))
+        flat = chain.from_iterable(chain.from_iterable(polygons))
+        return parts, lengths, np.fromiter(flat, np.float64, int(lengths.sum()))
+    except (TypeError, ValueError):
+        for row, mask in enumerate(polygons):
+            for part in mask:
+                if not isinstance(part, Sequence | np.ndarray):
+                    raise ValueError(f"{source} {row}: polygon {part!r} is no list of numbers") from None
+            for value in chain.from_iterable(mask):
+                if not isinstance(value, int | float | np.number):
+                    raise ValueError(f"{source} {row}: {value!r} in a polygon is not a number") from None
+        raise
 
 
 def _corners(
