@@ -30,8 +30,13 @@ def abstract(model: ResNet) -> dict[str, dict]:
 
 
 def table(model: ResNet) -> Table:
-    """The table for one model: names differ with where its blocks have their norms."""
+    """The table for one model: names differ with where its blocks have their norms.
+
+    Raises ValueError for a network without any, which none of these layouts has.
+    """
     config = model.config
+    if config.norm == "none":
+        raise ValueError("networks of norm 'none' (Fixup) are in no public layout here: pass norm='batch'")
     return Table(_layouts(config), _rules(config), lambda found, _: explain(config, found))
 
 

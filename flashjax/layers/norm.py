@@ -67,6 +67,22 @@ class ScaleNorm(nn.Module):
         return (g * x).astype(self.dtype)
 
 
+class Shift(nn.Module):
+    """In a norm's place: x plus one learned number, from 0; `scaled`: times another, from 1, before that.
+
+    Source: Zhang et al. 2019 ("Fixup").
+    """
+
+    scaled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], train: bool = False) -> Float[Array, "..."]:
+        del train
+        if self.scaled:
+            x = x * self.param("scale", nn.initializers.ones, (1,)).astype(x.dtype)
+        return x + self.param("bias", nn.initializers.zeros, (1,)).astype(x.dtype)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all dims but the last, with float32 statistics; the result has `dtype`.
 

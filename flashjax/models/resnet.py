@@ -2,7 +2,8 @@
 
 He et al. 2016, "Deep Residual Learning for Image Recognition" (arXiv 1512.03385) and "Identity Mappings in Deep
 Residual Networks" (1603.05027); Zagoruyko and Komodakis 2016, "Wide Residual Networks" (1605.07146); Xie et al. 2017,
-"Aggregated Residual Transformations for Deep Neural Networks" (1611.05431). Their named forms: `resnet_variants.py`.
+"Aggregated Residual Transformations for Deep Neural Networks" (1611.05431). Without normalisation: Zhang et al. 2019,
+"Fixup Initialization" (1901.09321). Their named forms: `resnet_variants.py`.
 
 Shapes: B batch; H, W map; C channels; K classes.
 """
@@ -16,8 +17,9 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Num
 
+from flashjax.layers.gains import fixup
 from flashjax.layers.initializers import torch_uniform
-from flashjax.layers.norm import BatchNorm
+from flashjax.layers.norm import BatchNorm, Shift
 from flashjax.models.widths import at_ratio
 
 Images = Num[Array | np.ndarray, "B height width chans"]
@@ -56,6 +58,9 @@ class ResNetConfig:
     Wide ResNet), or what comes in. Identities are of what comes in."""
     final_norm: bool = False
     """Normalises and rectifies the last map."""
+    norm: Literal["batch", "none"] = "batch"
+    """What normalises; none: learned numbers stand in its place and before each convolution, and kernels begin as Fixup
+    has them. With the last scale of each block at zero besides it is SkipInit."""
     shortcut: Literal["projection", "padding"] = "projection"
     """Where shapes change: a 1x1 convolution (with its norm unless preact), or every second pixel and channels of
     zeros behind (He et al.: B and A)."""
@@ -90,6 +95,10 @@ class ResNetConfig:
             raise ValueError(f"drop_rate {self.drop_rate} is of pre-activation basic blocks: set it to 0 here")
         if self.zero_init_residual and self.preact:
             raise ValueError("zero_init_residual is for blocks that end with a norm: not with preact=True")
+        if self.norm == "none" and (self.preact or self.final_norm or not self.stem_norm or self.zero_init_residual):
+            raise ValueError(
+                "norm 'none' is Fixup's network: leave preact, final_norm, stem_norm and zero_init_residual as they are"
+            )
 
     @property
     def expansion(self) -> int:
@@ -118,7 +127,15 @@ class ResNetConfig:
         return int(self.widths[stage] * (self.width_per_group / 64)) * self.groups
 
 
-def _conv(cfg: ResNetConfig, features: int, size: int, stride: int, name: str, groups: int = 1) -> nn.Conv:
+def _conv(
+    cfg: ResNetConfig,
+    features: int,
+    size: int,
+    stride: int,
+    name: str,
+    groups: int = 1,
+    kernel_init: nn.initializers.Initializer = CONV,
+) -> nn.Conv:
     """A convolution without bias, padded on both sides as torch does."""
     return nn.Conv(
         features,
@@ -128,7 +145,7 @@ def _conv(cfg: ResNetConfig, features: int, size: int, stride: int, name: str, g
         feature_group_count=groups,
         use_bias=False,
         dtype=cfg.dtype,
-        kernel_init=CONV,
+        kernel_init=kernel_init,
         name=name,
     )
 
@@ -137,7 +154,8 @@ class Block(nn.Module):
     """A residual block: convolutions beside a shortcut, summed.
 
     After activation (He et al. 2016a): conv, norm, relu, ..., conv, norm, plus shortcut, relu. Before it (2016b): norm,
-    relu, conv, ..., norm, relu, conv, plus shortcut.
+    relu, conv, ..., norm, relu, conv, plus shortcut. Without norms: shift, conv, shift, relu, ..., shift, conv, scale,
+    shift, plus shortcut, relu.
     """
 
     config: ResNetConfig
@@ -162,20 +180,32 @@ class Block(nn.Module):
                     shortcut = y
                 if i == 2:
                     y = nn.Dropout(cfg.drop_rate, deterministic=not train)(y)
-            y = _conv(cfg, features, size, stride, f"conv{i}", groups)(y)
             last = i == len(convs)
+            if cfg.norm == "none":
+                y = Shift(name=f"shift{i}")(y)
+                if i == 1 and changes:
+                    shortcut = y
+            kernel_init = CONV if cfg.norm == "batch" else _fixup(cfg, len(convs), last)
+            y = _conv(cfg, features, size, stride, f"conv{i}", groups, kernel_init)(y)
             if not last:  # channels inside a block are split over the tensor axis
                 y = with_logical_constraint(y, ("batch", "height", "width", "mlp"))
             if not cfg.preact:
-                zero = last and cfg.zero_init_residual
-                scale_init = nn.initializers.zeros if zero else nn.initializers.ones
-                y = BatchNorm(dtype=cfg.dtype, scale_init=scale_init, name=f"norm{i}")(y, train)
+                y = self.after(f"norm{i}", last)(y, train)
                 y = y if last else nn.relu(y)
         if changes:
             shortcut = self.change(shortcut, out, train)
         y = y + shortcut
         y = y if cfg.preact else nn.relu(y)
         return with_logical_constraint(y, ("batch", "height", "width", "embed"))
+
+    def after(self, name: str, last: bool) -> BatchNorm | Shift:
+        """What follows a convolution that no norm precedes."""
+        cfg = self.config
+        if cfg.norm == "none":
+            return Shift(scaled=last, name=name)
+        zero = last and cfg.zero_init_residual
+        scale_init = nn.initializers.zeros if zero else nn.initializers.ones
+        return BatchNorm(dtype=cfg.dtype, scale_init=scale_init, name=name)
 
     def change(self, x: Float[Array, "B H W C"], out: int, train: bool) -> Float[Array, "B h w D"]:
         """The shortcut where height, width or channels change."""
@@ -186,7 +216,15 @@ class Block(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out - x.shape[-1])))
         x = _conv(cfg, out, 1, self.stride, "shortcut_conv")(x)
-        return x if cfg.preact else BatchNorm(dtype=cfg.dtype, name="shortcut_norm")(x, train)
+        normal = cfg.norm == "batch" and not cfg.preact
+        return BatchNorm(dtype=cfg.dtype, name="shortcut_norm")(x, train) if normal else x
+
+
+def _fixup(cfg: ResNetConfig, convs: int, last: bool) -> nn.initializers.Initializer:
+    """Of the convolutions of a branch: `CONV` times L^(-1 / (2 m - 2)), and zeros for the last."""
+    if last:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(2.0 * fixup(sum(cfg.depths), convs) ** 2, "fan_out", "normal")
 
 
 class Stage(nn.Module):
@@ -219,7 +257,7 @@ class ResNet(nn.Module):
         size, stride = (7, 2) if cfg.stem == "imagenet" else (3, 1)
         self.stem_conv = _conv(cfg, cfg.stem_width, size, stride, "stem_conv")
         if cfg.stem_norm:
-            self.stem_norm = BatchNorm(dtype=cfg.dtype)
+            self.stem_norm = BatchNorm(dtype=cfg.dtype) if cfg.norm == "batch" else Shift()
         self.stage = [Stage(cfg, i) for i in range(len(cfg.depths))]
         if cfg.final_norm:
             self.final_norm = BatchNorm(dtype=cfg.dtype)
@@ -228,12 +266,17 @@ class ResNet(nn.Module):
             bias = torch_uniform(features) if cfg.head_init == "uniform" else nn.initializers.zeros
             kernel = nn.initializers.normal((2 / features) ** 0.5)
             kernel = kernel if cfg.head_init == "normal" else torch_uniform(features)
+            if cfg.norm == "none":
+                kernel = bias = nn.initializers.zeros
+                self.head_shift = Shift()
             self.head = nn.Dense(cfg.num_classes, kernel_init=kernel, bias_init=bias)
 
     def __call__(self, images: Images, train: bool = False) -> Float[Array, "B K"]:
         """Float32 logits, or the pooled features where num_classes is 0."""
         x = self.features(images, train)[-1].astype(jnp.float32).mean((1, 2))
-        return self.head(x) if self.config.num_classes else x
+        if not self.config.num_classes:
+            return x
+        return self.head(self.head_shift(x) if self.config.norm == "none" else x)
 
     def features(self, images: Images, train: bool = False) -> list[Array]:
         """The map [B, H, W, C] that leaves each stage; the last one normalised where the model ends so.

@@ -7,6 +7,7 @@ For CIFAR and Fashion-MNIST, with D of 20, 32, 44, 56, 110: `resnetD_cifar_basic
 parameters in the shortcuts. Random Erasing's code differs: its shortcuts are projections, and from depth 44 on its
 blocks are bottlenecks, (D - 2) / 6 a stage, so that "ResNet-110" has 164 layers. Those are `resnet20_cifar`,
 `resnet32_cifar` and `resnet{44,56,110}_cifar_bottleneck`; `preact_resnet...` have their shape in pre-activation form.
+`fixup_resnetD_cifar_basic` are He et al.'s without normalisation, as Zhang et al. 2019 train them.
 """
 
 import dataclasses
@@ -70,6 +71,7 @@ def _cifar() -> dict[str, ResNetConfig]:
         table[name] = cifar(depth, block)
         table[f"preact_{name}"] = cifar(depth, block, **PREACT, preact_projection="raw")
         table[f"resnet{depth}_cifar_basic"] = cifar(depth, shortcut="padding")
+        table[f"fixup_resnet{depth}_cifar_basic"] = cifar(depth, shortcut="padding", norm="none")
     # As in the pytorch-cifar repository, without the last norm of Identity Mappings.
     preact18 = ResNetConfig(num_classes=10, **PREACT)
     table["preact_resnet18_cifar"] = dataclasses.replace(preact18, final_norm=False)

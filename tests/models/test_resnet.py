@@ -47,6 +47,11 @@ OTHERS = {
     "resnet44_cifar_basic": 658_586,
     "resnet56_cifar_basic": 853_018,
     "resnet110_cifar_basic": 1_727_962,
+    "fixup_resnet20_cifar_basic": 268_393,
+    "fixup_resnet32_cifar_basic": 461_959,
+    "fixup_resnet44_cifar_basic": 655_525,
+    "fixup_resnet56_cifar_basic": 849_091,
+    "fixup_resnet110_cifar_basic": 1_720_138,
     "preact_resnet20_cifar": 272_282,
     "preact_resnet32_cifar": 466_714,
     "preact_resnet44_cifar_bottleneck": 683_162,
@@ -244,3 +249,37 @@ def test_statistics_of_a_sharded_batch_are_those_of_one_device(name, mesh):
     (_, stats), _ = alone
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(stats)) > 1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), alone, shared)
+
+
+def test_without_norms_it_is_fixups_network():
+    """Each line as Zhang et al. 2019, figure 1, with what is drawn replaced; and it begins as its shortcuts."""
+    config = ResNetConfig(
+        num_classes=3, depths=(1, 1), widths=(4, 8), stem="cifar", stem_width=4, shortcut="padding", norm="none"
+    )
+    images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    variables = ResNet(config).init(jax.random.key(1), images)
+    assert variables.keys() == {"params"}
+    maps = jax.jit(lambda v: ResNet(config).apply(v, images, method="features"))
+    conv = lambda x, kernel, stride=1: jax.lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (stride, stride), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    first, second = maps(variables)
+    np.testing.assert_allclose(first, nn.relu(conv(images, variables["params"]["stem_conv"]["kernel"])), atol=1e-6)
+    np.testing.assert_array_equal(second, np.pad(first[:, ::2, ::2], [(0, 0)] * 3 + [(0, 4)]))
+    assert not ResNet(config).apply(variables, images).any()
+
+    leaves, tree = jax.tree.flatten(variables["params"])
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    p = jax.tree.unflatten(tree, [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    x = nn.relu(conv(images, p["stem_conv"]["kernel"]) + p["stem_norm"]["bias"])
+    for stage, stride in ((0, 1), (1, 2)):
+        b = p[f"stage_{stage}"]["block_0"]
+        y = x + b["shift1"]["bias"]
+        shortcut = x if stride == 1 else jnp.pad(y[:, ::2, ::2], [(0, 0)] * 3 + [(0, 4)])
+        y = nn.relu(conv(y, b["conv1"]["kernel"], stride) + b["norm1"]["bias"])
+        y = conv(y + b["shift2"]["bias"], b["conv2"]["kernel"])
+        x = nn.relu(y * b["norm2"]["scale"] + b["norm2"]["bias"] + shortcut)
+    expected = (x.mean((1, 2)) + p["head_shift"]["bias"]) @ p["head"]["kernel"] + p["head"]["bias"]
+    np.testing.assert_allclose(ResNet(config).apply({"params": p}, images, train=True), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="norm 'none' is Fixup's network"):
+        dataclasses.replace(config, preact=True)

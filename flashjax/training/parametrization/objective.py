@@ -106,6 +106,8 @@ def parametrize(
     else:
         if config.preset == "t5":
             _check_t5(model, parameters)
+        if config.preset in _BY_DEPTH:
+            _check_branches(config.preset, model, parameters)
         table = resolve(PRESETS[config.preset], parameters)
     return Parametrized(objective, change(table, config.rules), parameters)
 
@@ -143,6 +145,24 @@ def _check_t5(model: Any, parameters: Mapping[str, Tensor]) -> None:
         raise ParametrizationError(
             "preset t5 divides the logits of a tied head by sqrt(width) in the last norm, and there is none: set "
             "tie_embeddings=False"
+        )
+
+
+_BY_DEPTH = ("gpt2", "deepnorm", "fixup", "t_fixup", "t_fixup_encoder")
+"""Presets whose deviations follow from the number of residual branches."""
+
+
+def _check_branches(preset: str, model: Any, parameters: Mapping[str, Tensor]) -> None:
+    facts = next(iter(parameters.values())).model
+    if not facts.branches or (facts.convs and preset != "fixup"):
+        raise ParametrizationError(
+            f"preset {preset} scales what residual branches of Transformers end with, and {type(model).__name__} has "
+            "none of these: choose another preset"
+        )
+    if facts.convs and getattr(model, "norm", None) != "none":
+        raise ParametrizationError(
+            "preset fixup is for residual networks without normalisation, which undoes its scales: take a model of "
+            "norm 'none' (fixup_resnet20_cifar_basic and its like)"
         )
 
 

@@ -4,11 +4,20 @@ All leave alone what is no kernel, embedding or bias of a layer (norms, and the 
 model draws as its paper has it. Biases begin at 0.
 """
 
+import re
 from collections.abc import Callable
 
 from flashjax.layers import gains
 from flashjax.layers.initializers import TRUNCATED_STD
-from flashjax.training.parametrization.table import LEAVES_BRANCH, Distribution, Leaf, Rule, Rules, Tensor
+from flashjax.training.parametrization.table import (
+    CONV_OF_BRANCH,
+    LEAVES_BRANCH,
+    Distribution,
+    Leaf,
+    Rule,
+    Rules,
+    Tensor,
+)
 
 _INNER = r"(^|/)((attn/inputs|cpb_mlp)/|(query|key|value)_conv/kernel$)"
 """Of mixers, of Swin V2's continuous position bias, and short convolutions."""
@@ -69,6 +78,16 @@ def _deepnorm(tensor: Tensor) -> float:
 
 def _fixup(tensor: Tensor) -> float:
     return gains.fixup(tensor.ask("branches"), kernels=2) * tensor.std("he")
+
+
+def _fixup_conv(tensor: Tensor) -> Leaf:
+    """Zeros for the last convolution of a branch; He's deviation by fan-out, as residual networks here have it."""
+    found = re.search(CONV_OF_BRANCH, tensor.path)
+    assert found is not None
+    convs = tensor.model.convs
+    if int(found[2]) == convs:
+        return Leaf("zeros")
+    return Leaf("normal", gains.fixup(tensor.ask("branches"), convs) * (2 / tensor.fans[1]) ** 0.5)
 
 
 def _t_fixup(tensor: Tensor) -> float:
@@ -157,8 +176,9 @@ PRESETS: dict[str, Rules] = {
     "mup": _STANDARD,
     # Wang et al. 2022: Xavier, with gain beta in feed-forward, values and attention's output; with residual deepnorm.
     "deepnorm": _xavier_but_branches(_by_width, _deepnorm),
-    # Zhang et al. 2019, for two kernels a branch; without its scalars: the biases of the model stand for those.
+    # Zhang et al. 2019. Of Transformers for two kernels a branch, without its scalars: biases stand for those.
     "fixup": _preset(
+        (CONV_OF_BRANCH, _fixup_conv),
         (_EMBEDDING, _drawn("normal", _by_width)),
         (f"{LEAVES_BRANCH}|{_HEAD}", _zeros),
         (_ENTERS_BRANCH, _drawn("normal", _fixup)),

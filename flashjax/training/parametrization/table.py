@@ -19,6 +19,8 @@ Distribution = Literal["model", "normal", "truncated_normal", "uniform", "orthog
 
 LEAVES_BRANCH = r"(^|/)(attn/(out|proj)|mlp/(down|fc2)|gau/out)/kernel$"
 """The kernel that ends a residual branch, in any Transformer here."""
+CONV_OF_BRANCH = r"(^|/)block_\d+/conv(\d+)/kernel$"
+"""Of a residual network's blocks, counted from 1."""
 _HEADS = ((re.compile(r"(^|/)(query|key|value)/kernel$"), 1), (re.compile(r"(^|/)out/kernel$"), 2))
 """Kernels that may be written with a dim of heads, [C, H, D] and [H, D, C], and how many of their dims are inputs."""
 
@@ -68,13 +70,15 @@ class Facts:
     """What a rule may ask of the model as a whole."""
 
     branches: int
-    """Residual branches of a Transformer or of FLASH: two a block, one a gated unit; 0: neither."""
+    """Residual branches: two a block of a Transformer, one a gated unit or a block of a residual network; 0: none."""
     width: int | None
     """Channels of the token embedding, where there is one."""
     tied: bool
     """The head is that embedding."""
     head_dim: int | None = None
     """Channels of an attention head, where they are the same everywhere."""
+    convs: int = 0
+    """Convolutions of a residual network's branch."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Tensor:
 
 
 _WHAT = {
-    "branches": f"no kernel's path holds {LEAVES_BRANCH}",
+    "branches": f"no kernel's path holds {LEAVES_BRANCH} or {CONV_OF_BRANCH}",
     "width": "no parameter is embed/embedding",
     "head_dim": "its configuration names no head_width",
 }
@@ -135,7 +139,8 @@ def tensors(params: PyTree, head_dim: int | None = None) -> dict[str, Tensor]:
     ends = [stack_depth(path, leaf) or 1 for path, leaf in leaves.items() if re.search(LEAVES_BRANCH, path)]
     width = next((leaf.shape[1] for path, leaf in leaves.items() if path.endswith("embed/embedding")), None)
     tied = width is not None and not any(path.endswith("head/kernel") for path in leaves)
-    facts = Facts(sum(ends), width, tied, head_dim)
+    convs = [int(found[2]) for path in leaves if (found := re.search(CONV_OF_BRANCH, path))]
+    facts = Facts(sum(ends) + convs.count(1), width, tied, head_dim, max(convs, default=0))
     return {
         path: Tensor(path, tuple(leaf.shape[bool(stack_depth(path, leaf)) :]), facts) for path, leaf in leaves.items()
     }

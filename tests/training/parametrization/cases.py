@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 
+from flashjax.models.resnet import ResNet
+from flashjax.models.resnet_variants import cifar
 from flashjax.models.swin import SwinConfig, SwinTransformer
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.objectives.classification import Classification
@@ -26,12 +28,15 @@ def text(**fields) -> LanguageModelling:
 
 
 def images(**fields) -> Classification:
-    return Classification(
-        SwinTransformer(dataclasses.replace(IMAGES, **fields)),
-        10,
-        lambda batch, key: dict(batch),
-        lambda batch: dict(batch),
-    )
+    return classification(SwinTransformer(dataclasses.replace(IMAGES, **fields)))
+
+
+def convolutions(**fields) -> Classification:
+    return classification(ResNet(cifar(8, **fields)))
+
+
+def classification(model) -> Classification:
+    return Classification(model, 10, lambda batch, key: dict(batch), lambda batch: dict(batch))
 
 
 def batch(goal) -> dict:

@@ -1,6 +1,7 @@
 """The tables that presets make of tiny models, each value; golden, and checked against what is drawn."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from flashjax.training.parametrization import PRESETS, Leaf, ParametrizationConf
 from flashjax.training.parametrization.draw import draw
 from flashjax.training.parametrization.table import columns, resolve, tensors
 from tests.golden.golden import expected, how
-from tests.training.parametrization.cases import RNGS, batch, images, shapes, text, under
+from tests.training.parametrization.cases import RNGS, batch, convolutions, images, shapes, text, under
 
 FIELDS = {
     "mup": {"base_width": 16},
@@ -93,6 +94,35 @@ def test_model_is_the_objective_itself():
     ours, theirs = parametrized.init(RNGS, batch(goal)), goal.init(RNGS, batch(goal))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert parametrized.of_model(ours)["params"] is ours["params"]
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_fixup_is_what_residual_networks_without_norms_draw(block):
+    goal = convolutions(norm="none", block=block)
+    table = under(goal, "fixup").table
+    params = jax.jit(lambda: goal.init(RNGS, batch(goal))["params"])()
+    zeros = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if table[name].distribution == "zeros":
+            assert not leaf.any(), name
+            zeros.append(name)
+        elif "/conv" in name:
+            error = math.sqrt(2 / leaf.size)
+            np.testing.assert_allclose(np.square(leaf).mean() / table[name].std ** 2, 1, atol=5 * error, err_msg=name)
+    last = "conv2" if block == "basic" else "conv3"
+    kernels = [f"stage_{i}/block_0/{last}/kernel" for i in range(3)]
+    assert {name for name in zeros if name.endswith("kernel")} == {"head/kernel", *kernels}
+    # Three branches: L^(-1 / (2 m - 2)) of He's, by fan-out.
+    std = 3 ** (-1 / 2 if block == "basic" else -1 / 4) * math.sqrt(2 / ((9 if block == "basic" else 1) * 16))
+    assert table["stage_0/block_0/conv1/kernel"].std == pytest.approx(std)
+
+
+def test_what_scales_by_depth_wants_branches_that_it_knows():
+    with pytest.raises(ValueError, match=r"undoes its scales: take a model of norm 'none' \(fixup_resnet20"):
+        under(convolutions(), "fixup")
+    with pytest.raises(ValueError, match=r"preset gpt2 scales .* and ResNetConfig has none of these"):
+        under(convolutions(), "gpt2")
 
 
 def test_kernels_with_a_dim_of_heads_have_their_fans():
