@@ -1,8 +1,14 @@
-"""Tiny models under parametrizations, for the tests beside."""
+"""Tiny models under parametrizations, for the tests beside.
+
+Compiling is what these tests cost: objectives and their shapes are made once for the same arguments, and what holds for
+any parameters is checked on `numbers`, which compile nothing.
+"""
 
 import dataclasses
+import functools
 
 import jax
+import numpy as np
 
 from flashjax.models.resnet import ResNet
 from flashjax.models.resnet_variants import cifar
@@ -22,15 +28,18 @@ IMAGES = SwinConfig(
 RNGS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 
+@functools.cache
 def text(**fields) -> LanguageModelling:
     config = dataclasses.replace(TEXT, **fields)
     return LanguageModelling(Transformer(config), config.vocab_size)
 
 
+@functools.cache
 def images(**fields) -> Classification:
     return classification(SwinTransformer(dataclasses.replace(IMAGES, **fields)))
 
 
+@functools.cache
 def convolutions(**fields) -> Classification:
     return classification(ResNet(cifar(8, **fields)))
 
@@ -47,6 +56,15 @@ def batch(goal) -> dict:
 
 def shapes(goal):
     """Parameters of an objective, abstract."""
+    if goal not in _SHAPES:
+        _SHAPES[goal] = _shapes(goal)
+    return _SHAPES[goal]
+
+
+_SHAPES = {}
+
+
+def _shapes(goal):
     return jax.eval_shape(lambda: goal.init(RNGS, batch(goal)))["params"]
 
 
@@ -54,15 +72,19 @@ def under(goal, preset: str = "model", **fields) -> Parametrized:
     return parametrize(goal, ParametrizationConfig(preset=preset, **fields), shapes(goal), shapes)
 
 
-def begin(parametrized: Parametrized) -> dict:
-    """Variables of step 0."""
-    return jax.jit(lambda: parametrized.init(RNGS, batch(parametrized.objective)))()
+def numbers(goal) -> dict:
+    """Variables of an objective: any."""
+    rng = np.random.default_rng(0)
+    return {"params": jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes(goal))}
 
 
-def logits(parametrized: Parametrized, variables=None) -> jax.Array:
-    """Of the batch; by default at step 0."""
-    goal = parametrized.objective
-    rows = batch(goal)
-    inputs = rows["tokens"][:, :-1] if "tokens" in rows else rows["image"]
-    variables = begin(parametrized) if variables is None else variables
-    return jax.jit(lambda v: goal.model.apply(parametrized.of_model(v), inputs, train=False))(variables)
+def logits(variables: dict, *parametrized: Parametrized) -> list[jax.Array]:
+    """Of the batch under each, from one compiled function; all are of text."""
+
+    tokens = batch(parametrized[0].objective)["tokens"][:, :-1]
+
+    @jax.jit
+    def of_each(variables):
+        return [one.objective.model.apply(one.of_model(variables), tokens, train=False) for one in parametrized]
+
+    return of_each(variables)
