@@ -9,15 +9,17 @@ wrong - is left to `json`, which reads it or says what is wrong and where.
 import gc
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+
+from flashjax.evaluation.detection.ragged import offsets
 
 PART = 1 << 17
 """Bytes of a results file that are worked on at a time."""
@@ -75,7 +77,7 @@ def read_results(path: Path, masks: bool) -> Mapping[str, Any] | None:
     try:
         with open(path, "rb") as file, _without_collector():
             return _columns(file, masks)
-    except (msgspec.DecodeError, RecursionError, OverflowError, UnicodeEncodeError, _IrregularError):
+    except (msgspec.DecodeError, RecursionError, struct.error, UnicodeEncodeError, _IrregularError):
         return None
 
 
@@ -89,37 +91,34 @@ def _columns(file: Any, masks: bool) -> Mapping[str, Any]:
     parts, used = [], 0
     for text in _parts(file):
         records: list[Any] = decoder.decode(text)
-        part = _scalars(records)
-        boxes = list(map(attrgetter("bbox"), records))
-        lacking = boxes.count(None)
-        if not lacking:
-            part["bbox"] = _flat(boxes, np.float64, 4)
-        elif lacking < len(boxes) or not masks:
-            raise _IrregularError
+        part = {
+            "image_id": _packed("q", [one.image_id for one in records]),
+            "category_id": _packed("q", [one.category_id for one in records]),
+            "score": _packed("d", [one.score for one in records]),
+        }
+        boxes = [one.bbox for one in records if one.bbox is not None]
+        if boxes:
+            part["bbox"] = _packed("d", list(chain.from_iterable(boxes))).reshape(-1, 4)
         if masks:
-            coded = list(map(attrgetter("segmentation"), records))
-            part["size"] = _flat(list(map(attrgetter("size"), coded)), np.int64, 2)
-            counts = list(map(attrgetter("counts"), coded))
-            part["lengths"] = np.fromiter(map(len, counts), np.int64, len(counts))
+            coded = [one.segmentation for one in records]
+            part["size"] = _packed("q", list(chain.from_iterable([one.size for one in coded]))).reshape(-1, 2)
+            counts = [one.counts for one in coded]
+            part["lengths"] = _packed("q", list(map(len, counts)))
             joined = "".join(counts).encode("ascii")
             pool[used : used + len(joined)] = np.frombuffer(joined, np.uint8)
             used += len(joined)
-        if parts and part.keys() != parts[0].keys():
-            raise _IrregularError
         parts.append(part)
+        if len(boxes) not in (0, len(records)) or part.keys() != parts[0].keys():
+            raise _IrregularError
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if masks:
-        columns |= {"counts": pool[:used], "starts": np.append(0, np.cumsum(columns.pop("lengths")))}
+        columns |= {"counts": pool[:used], "starts": offsets(columns.pop("lengths"))}
     return columns
 
 
-def _scalars(records: list[Any]) -> dict[str, np.ndarray]:
-    kinds = {"image_id": np.int64, "category_id": np.int64, "score": np.float64}
-    return {name: np.fromiter(map(attrgetter(name), records), kind, len(records)) for name, kind in kinds.items()}
-
-
-def _flat(tuples: list[tuple], kind: Any, width: int) -> np.ndarray:
-    return np.fromiter(chain.from_iterable(tuples), kind, width * len(tuples)).reshape(-1, width)
+def _packed(kind: str, values: list[Any]) -> np.ndarray:
+    """An array of integers ("q") or floats ("d"), in half the time of `np.array`."""
+    return np.frombuffer(struct.pack(f"{len(values)}{kind}", *values), kind)
 
 
 def _parts(file: Any) -> Iterator[bytes]:
