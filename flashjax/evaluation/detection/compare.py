@@ -58,12 +58,12 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
     measure = make_measure(truth, found, protocol, iou_type)
     least = min(min(protocol.iou_thresholds), 1 - 1e-10)
     grouped, pairs = _group(truth, found, protocol, measure, least)
-    starts, places, ranked = rank_by_class(grouped, count)
-    if voc:
-        ignored, outside = off[None], np.zeros((1, len(places)), bool)
-    else:
+    starts, places, scores, (rows, rank, outside) = rank_by_class(
+        grouped.label, grouped.scores, count, grouped.rows, grouped.rank, grouped.outside
+    )
+    ignored = off[None]
+    if not voc:
         ignored = np.stack([off | (truth.area < low) | (truth.area > high) for _, low, high in protocol.areas])
-        outside = _outside(truth, found, protocol, ranked)
     positives = np.stack([np.bincount(truth_class[~i], minlength=count) for i in ignored])
     unnamed = (truth.ids == 0) if protocol.official and not voc else np.zeros(len(truth), bool)
     if voc:
@@ -72,7 +72,7 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
         crowd = np.zeros(len(truth), bool) if protocol.federated else truth.crowd
         nameless = (found.ids[grouped.rows] == 0) if protocol.official else np.zeros(len(places), bool)
         takes = match_greedily(pairs, grouped.group, ignored, crowd, nameless, protocol.iou_thresholds, places)
-    ranking = Ranking(ranked.rows, starts, ranked.scores, ranked.rank, outside, takes, positives, unnamed)
+    ranking = Ranking(rows, starts, scores, rank, outside, takes, positives, unnamed)
     return Comparison(truth, truth_rows, found, off, places, ranking)
 
 
@@ -93,14 +93,14 @@ def _group(
     by_image = None if (found.image[1:] >= found.image[:-1]).all() else stable_order(found.image, images)
     most = protocol.max_detections[-1]
 
-    kept = Grouped.empty(len(found))
+    kept = Grouped.empty(len(found), 1 if protocol.matching == "voc" else len(protocol.areas))
     pairs, done, groups = [], 0, 0
     for block in overlaps.blocks(found, counts):
         span = slice(int(starts[block.start]), int(starts[block.stop]))
         rows = np.arange(span.start, span.stop) if by_image is None else by_image[span]
         measure.prepare(rows)
         if searched is not None:
-            rows = rows[np.isin(found.image[rows] * classes + found.category[rows], searched)]
+            rows = rows[_among(found.image[rows] * classes + found.category[rows], searched)]
         if joined:
             rows = rows[stable_order(found.category[rows], classes)]
         rows = rows[np.argsort(-found.scores[rows], kind="stable")]
@@ -121,8 +121,8 @@ def _group(
             rows, code + block.start * count, truth_group[there], _Shifted(measure, there.start), least, done
         )
         pairs.append(overlaps.Pairs(part.detection, part.truth + there.start, part.overlap))
-        areas = found.area if found.area is not None else measure.areas  # type: ignore[attr-defined]  # of masks
-        kept.put(done, Grouped(rows, label, rank, number, found.scores[rows], areas[rows]))
+        outside = _outside(truth, found, protocol, measure, rows)
+        kept.put(done, Grouped(rows, label, rank, number, found.scores[rows], outside))
         done += len(rows)
     return kept.first(done), overlaps.Pairs.join(pairs)
 
@@ -141,13 +141,24 @@ class _Shifted:
         return self.measure(rows, truths + self.first, least)
 
 
-def _outside(truth: GroundTruth, found: Detections, protocol: Protocol, ranked: Grouped) -> Array:
-    """bool [A, P]: of each range of areas, the detections that do not count if they find nothing."""
-    outside = np.stack([(ranked.areas < low) | (ranked.areas > high) for _, low, high in protocol.areas])
+def _outside(truth: GroundTruth, found: Detections, protocol: Protocol, measure: Measure, rows: Array) -> Array:
+    """bool [A, D]: of each range of areas, which of these detections do not count if they find nothing."""
+    if protocol.matching == "voc":
+        return np.zeros((1, len(rows)), bool)
+    areas = found.area if found.area is not None else measure.areas  # type: ignore[attr-defined]  # of masks
+    areas = areas[rows]
+    outside = np.stack([(areas < low) | (areas > high) for _, low, high in protocol.areas])
     if protocol.federated:
-        pair = found.image[ranked.rows] * len(truth.catalogue.categories) + found.category[ranked.rows]
-        outside |= np.isin(pair, truth.catalogue.inexhaustive)
+        pair = found.image[rows] * len(truth.catalogue.categories) + found.category[rows]
+        outside |= _among(pair, truth.catalogue.inexhaustive)
     return outside
+
+
+def _among(values: Array, known: Array) -> Array:
+    """Which values are among the rising ``known`` ones."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
 
 
 def make_measure(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type: str) -> Measure:

@@ -34,7 +34,7 @@ def ids_of(values: Any, source: str, what: str) -> Array:
     """Ids as int64 or text."""
     if isinstance(values, np.ndarray):
         if values.dtype.kind in "iu":
-            return values.astype(np.int64)
+            return values.astype(np.int64, copy=False)
         if values.dtype.kind == "U":
             return values
         values = values.tolist()
@@ -52,7 +52,7 @@ def ids_of(values: Any, source: str, what: str) -> Array:
 
 def numbers(values: Any, source: str, what: str, name: str) -> Array:
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        return values.astype(np.float64)
+        return values.astype(np.float64, copy=False)
     if isinstance(values, list) and set(map(type, values)) <= {int, float}:
         return np.array(values, np.float64)
     for row, value in enumerate(values):

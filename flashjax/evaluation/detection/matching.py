@@ -16,7 +16,7 @@ from flashjax.evaluation.detection.ragged import offsets, pieces
 
 Array = np.ndarray
 MOST_THRESHOLDS = 63
-MATCHED = 1 << 17
+MATCHED = 1 << 15
 """Pairs that are matched at a time, in the processor's cache."""
 
 

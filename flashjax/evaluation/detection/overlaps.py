@@ -97,22 +97,23 @@ class BoxMeasure:
 
     def __init__(self, boxes: Array, truth: GroundTruth):
         assert truth.boxes is not None
-        self.mine, self.others = _Sides.of(boxes), _Sides.of(truth.boxes)
+        self.boxes, self.others = boxes, truth.boxes
         self.crowd = truth.crowd if truth.crowd.any() else None
 
     def prepare(self, rows: Array) -> None:
         pass
 
     def __call__(self, rows: Array, truths: Array, least: float) -> tuple[Array, Array]:
-        mine, others, some = self.mine, self.others, None
-        width = _common(mine.left, mine.right, others.left, others.right, rows, truths)
+        mine, other, some = self.boxes.take(rows, axis=0), self.others.take(truths, axis=0), None
+        width = _common(mine, other, 0)
         if least > 0:
             some = np.flatnonzero(width > 0)
-            rows, truths, width = rows.take(some), truths.take(some), width.take(some)
-        height = _common(mine.top, mine.bottom, others.top, others.bottom, rows, truths)
+            mine, other, width = mine.take(some, axis=0), other.take(some, axis=0), width.take(some)
+            truths = truths.take(some)
+        height = _common(mine, other, 1)
         shared = np.where((width > 0) & (height > 0), width * height, 0.0)
-        area = mine.area.take(rows)
-        union = area + others.area.take(truths) - shared
+        area = mine[:, 2] * mine[:, 3]
+        union = area + other[:, 2] * other[:, 3] - shared
         if self.crowd is not None:
             union = np.where(self.crowd[truths], area, union)
         overlap = np.divide(shared, union, out=np.zeros(len(shared)), where=shared > 0)
@@ -120,27 +121,11 @@ class BoxMeasure:
         return (good if some is None else some[good]), overlap[good]
 
 
-@dataclass(frozen=True)
-class _Sides:
-    """Boxes as columns, float64 [N]."""
-
-    left: Array
-    top: Array
-    right: Array
-    bottom: Array
-    area: Array
-
-    @staticmethod
-    def of(boxes: Array) -> "_Sides":
-        """Of x, y, width, height [N, 4]."""
-        x, y, width, height = boxes.T.copy()
-        return _Sides(x, y, x + width, y + height, width * height)
-
-
-def _common(low: Array, high: Array, other_low: Array, other_high: Array, rows: Array, truths: Array) -> Array:
-    """Length that stretches low .. high of ``rows`` and of ``truths`` share; negative where they are apart."""
-    common = np.minimum(high.take(rows), other_high.take(truths))
-    common -= np.maximum(low.take(rows), other_low.take(truths))
+def _common(mine: Array, other: Array, dim: int) -> Array:
+    """How much boxes x, y, width, height [P, 4] share along a dim; negative where they are apart."""
+    low, other_low = mine[:, dim], other[:, dim]
+    common = np.minimum(low + mine[:, 2 + dim], other_low + other[:, 2 + dim])
+    common -= np.maximum(low, other_low)
     return common
 
 

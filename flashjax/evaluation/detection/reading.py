@@ -110,7 +110,7 @@ def _columns(file: Any, masks: bool) -> Mapping[str, Any]:
         parts.append(part)
         if len(boxes) not in (0, len(records)) or part.keys() != parts[0].keys():
             raise _IrregularError
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     if masks:
         columns |= {"counts": pool[:used], "starts": offsets(columns.pop("lengths"))}
     return columns

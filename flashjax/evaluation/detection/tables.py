@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from flashjax.evaluation.detection.masks import AnyMasks
+from flashjax.evaluation.detection.ragged import CHUNK
 
 Array = np.ndarray
 
@@ -153,14 +154,22 @@ def index_of(ids: Array, known: Array, source: str, what: str, kind: str, where:
     if ids.dtype.kind == "i" and known[0] >= 0 and known[-1] < 4 * len(known) + 1024:  # dense: a table
         table = np.full(int(known[-1]) + 2, -1, np.int64)
         table[known] = np.arange(len(known))
-        place = table[np.where((ids >= 0) & (ids <= known[-1]), ids, len(table) - 1)]
-        bad = place < 0
     else:
-        place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-        bad = known[place] != ids
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(f"{source}: {what} {row}: {kind} {ids[row].item()!r} is not among the {len(known)} of {where}")
+        table = None
+    place = np.empty(len(ids), np.int64)
+    for start in range(0, len(ids), CHUNK):
+        some = ids[start : start + CHUNK]
+        if table is None:
+            found = np.minimum(np.searchsorted(known, some), len(known) - 1)
+            bad = known[found] != some
+        else:
+            found = table[np.where((some >= 0) & (some <= known[-1]), some, len(table) - 1)]
+            bad = found < 0
+        if bad.any():
+            row = start + int(np.argmax(bad))
+            value = ids[row].item()
+            raise ValueError(f"{source}: {what} {row}: {kind} {value!r} is not among the {len(known)} of {where}")
+        place[start : start + CHUNK] = found
     return place
 
 
