@@ -12,6 +12,7 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.ops.dense import dot_general
+from flashjax.ops.loop import keep
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -36,8 +37,8 @@ class Mlp(nn.Module):
         width = x.shape[-1]
         drop = nn.Dropout(self.drop_rate, deterministic=not train)
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
-        x = drop(gelu(dense(self.hidden, name="fc1")(x)))
-        return drop(dense(width, name="fc2")(x))
+        x = drop(gelu(keep(dense(self.hidden, name="fc1")(x))))
+        return drop(keep(dense(width, name="fc2")(x)))
 
 
 def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -11,6 +11,7 @@ map; h heads; d = C/h channels of a head; K classes.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -24,12 +25,14 @@ from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm
-from flashjax.layers.watched import show_logits
+from flashjax.layers.watched import is_watched, show_logits
 from flashjax.models.registry import register
 from flashjax.models.widths import at_ratio
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.dense import dot_general
+from flashjax.ops.loop import KEPT, in_turns, keep
+from flashjax.ops.platform import traced_for
 from flashjax.ops.resize import resize_bicubic
 
 Images = Num[Array | np.ndarray, "B height width chans"]
@@ -79,9 +82,14 @@ class SwinConfig:
     """Never shrinks a window or drops a shift on small maps but pads them, as the official detection backbone does."""
     feature_norms: bool = False
     """Makes a pyramid backbone: a norm on the features of each stage, no final norm, no head."""
-    attention: Literal["windows", "paired"] = "windows"
+    attention: Literal["auto", "windows", "paired"] = "auto"
     """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
-    two in one product, channels before tokens, as TPUs want it (`flashjax.ops.paired_windows`); slower on a CPU."""
+    two in one product, channels before tokens (`flashjax.ops.paired_windows`). auto: paired where the step is for TPUs
+    and attn_drop_rate is 0, windows elsewhere (on a CPU they are faster)."""
+    blocks: Literal["auto", "apart", "looped"] = "auto"
+    """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
+    turns of one loop, in stages of four or more. auto: looped where the step is for TPUs, whose compiler takes its
+    time. Where features are dropped or watched blocks are apart in any case."""
     remat: bool = False
     """Recomputes each block in the backward pass instead of keeping its activations."""
     dtype: str = "float32"
@@ -97,8 +105,10 @@ class SwinConfig:
                 raise ValueError(f"stage {i}: {self.dim(i)} channels do not divide into {heads} heads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
-        if self.attention not in ("windows", "paired"):
-            raise ValueError(f"attention must be windows or paired, got {self.attention!r}")
+        if self.attention not in ("auto", "windows", "paired"):
+            raise ValueError(f"attention must be auto, windows or paired, got {self.attention!r}")
+        if self.blocks not in ("auto", "apart", "looped"):
+            raise ValueError(f"blocks must be auto, apart or looped, got {self.blocks!r}")
         if self.attention == "paired" and self.attn_drop_rate:
             raise ValueError(
                 f"attn_drop_rate {self.attn_drop_rate} needs weights that paired attention does not keep: use "
@@ -153,6 +163,23 @@ class SwinConfig:
             heads = tuple(at_ratio("num_heads", count, width, self.embed_dim) for count in heads)
         return dataclasses.replace(self, embed_dim=width, num_heads=heads)
 
+    @property
+    def pairs_windows(self) -> bool:
+        """Whether attention is paired, on the platform that is traced for."""
+        if self.attention == "auto":
+            return traced_for() == "tpu" and not self.attn_drop_rate
+        return self.attention == "paired"
+
+    def loops(self, stage: int, train: bool) -> bool:
+        """Whether the blocks of a stage are turns of a loop, on the platform that is traced for."""
+        depth = self.depths[stage]
+        wanted = self.blocks == "looped" or (self.blocks == "auto" and traced_for() == "tpu")
+        return wanted and depth >= 4 and depth % 2 == 0 and not (train and (self.drop_rate or self.attn_drop_rate))
+
+    def plain(self) -> "SwinConfig":
+        """The same function without what a layout or recomputation adds to its FLOPs."""
+        return dataclasses.replace(self, attention="windows", blocks="apart", remat=False)
+
     def drop_path_rates(self) -> tuple[float, ...]:
         """Stochastic depth of every block, first to last."""
         return tuple(float(rate) for rate in np.linspace(0, self.drop_path_rate, sum(self.depths)))
@@ -206,7 +233,7 @@ class WindowAttention(nn.Module):
     ) -> Float[Array, "B L N C"]:
         cfg, heads = self.config, self.heads
         B, L, N, C = x.shape
-        qkv = self.project(x).reshape(B, L, N, 3, heads, C // heads)
+        qkv = keep(self.project(x)).reshape(B, L, N, 3, heads, C // heads)
         q, k, v = (qkv[..., i, :, :] for i in range(3))  # [B, L, N, h, d]
         if cfg.version == 1:
             q = q * (C // heads) ** -0.5
@@ -225,7 +252,7 @@ class WindowAttention(nn.Module):
         weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
         weights = nn.Dropout(cfg.attn_drop_rate, deterministic=not train)(weights)
         x = jnp.einsum("BLhnm,BLmhd->BLnhd", weights, v).reshape(B, L, N, C)
-        x = _dense(cfg, C, "proj")(x)
+        x = keep(_dense(cfg, C, "proj")(x))
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(x)
 
     def project(self, x: Float[Array, "B L N C"]) -> Float[Array, "B L N three_C"]:
@@ -278,7 +305,7 @@ class PairedAttention(WindowAttention):
         def head_maps(i: int) -> Float[Array, "B L h d N"]:
             columns = slice(i * C, (i + 1) * C)
             mapped = jnp.einsum("BLNC,Ck->BLkN", x, kernel[:, columns].astype(cfg.dtype))
-            mapped = mapped + bias[columns, None].astype(cfg.dtype)
+            mapped = keep(mapped + bias[columns, None].astype(cfg.dtype))
             return mapped.reshape(B, L, self.heads, C // self.heads, N)
 
         q, k, v = map(head_maps, range(3))
@@ -290,12 +317,12 @@ class PairedAttention(WindowAttention):
         show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
         if cfg.version == 2:
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-        index = paired.bias_index(self.window, cfg.stage_window(self.stage), N // self.window**2)
-        logit_bias = paired.position_bias(self.bias_table(), index)
+        count = N // self.window**2
+        logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
         mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
-        return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
+        return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
 
 
 class Kernel(nn.Module):
@@ -344,7 +371,10 @@ class SwinBlock(nn.Module):
     drop_path: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W C"]:
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool = False, drawn: Sequence[Float[Array, "B 1 1 1"]] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """`drawn`: what stochastic depth multiplies the two branches by, where it is not to be drawn here."""
         cfg = self.config
         # Version 2 starts with both branches at zero.
         norm = functools.partial(
@@ -352,13 +382,14 @@ class SwinBlock(nn.Module):
         )
         norm1, norm2 = norm(name="norm1"), norm(name="norm2")
         mlp = Mlp(int(cfg.mlp_ratio * x.shape[-1]), cfg.drop_rate, cfg.dtype, KERNELS[cfg.initializer], name="mlp")
-        drop_path = DropPath(self.drop_path)
+        drop_path, factors = DropPath(self.drop_path), iter(drawn or ())
+        kept = lambda branch: drop_path(branch, train) if drawn is None else branch * next(factors)  # noqa: E731
         if cfg.version == 1:
-            x = x + drop_path(self.attend(norm1(x), train), train)
-            x = x + drop_path(mlp(norm2(x), train), train)
+            x = x + kept(self.attend(norm1(x), train))
+            x = x + kept(mlp(norm2(x), train))
         else:
-            x = x + drop_path(norm1(self.attend(x, train)), train)
-            x = x + drop_path(norm2(mlp(x, train)), train)
+            x = x + kept(norm1(self.attend(x, train)))
+            x = x + kept(norm2(mlp(x, train)))
         return with_logical_constraint(x, ("batch", "height", "width", "embed"))
 
     def attend(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
@@ -371,7 +402,7 @@ class SwinBlock(nn.Module):
             window, shift = min(H, W), 0
         x = win.pad_to_multiple(x, window)
         size = x.shape[1], x.shape[2]
-        if cfg.attention == "paired":
+        if cfg.pairs_windows:
             return self.attend_paired(x, size, window, shift, train)[:, :H, :W]
         x = win.window_partition(win.cyclic_shift(x, shift), window)
         x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
@@ -425,12 +456,45 @@ class SwinStage(nn.Module):
         cfg = self.config
         first = sum(cfg.depths[: self.stage])
         rates = cfg.drop_path_rates()[first : first + cfg.depths[self.stage]]
-        block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
-        for j, rate in enumerate(rates):
-            x = block(cfg, self.stage, shifted=j % 2 == 1, drop_path=rate, name=f"block_{j}")(x, train)
+        if cfg.loops(self.stage, train) and not self.is_initializing() and not is_watched(self):
+            x = self.loop(x, rates, train)
+        else:
+            block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
+            for j, rate in enumerate(rates):
+                x = block(cfg, self.stage, shifted=j % 2 == 1, drop_path=rate, name=f"block_{j}")(x, train)
         if self.stage == len(cfg.depths) - 1:
             return x, x
         return x, PatchMerging(cfg, name="downsample")(x)
+
+    def loop(self, x: Float[Array, "B H W C"], rates: Sequence[float], train: bool) -> Float[Array, "B H W C"]:
+        """The blocks, a pair in each turn, with the draws that they would make themselves."""
+        cfg, params = self.config, self.variables["params"]
+        blocks = [
+            (
+                params[f"block_{j}"],
+                BranchFactors(rate, name=f"block_{j}")(x.shape[0], cfg.dtype) if train else None,
+            )
+            for j, rate in enumerate(rates)
+        ]
+
+        def pair(x: Array, own: tuple[Any, ...]) -> Array:
+            for shifted, (params, drawn) in zip((False, True), own, strict=True):
+                block = SwinBlock(cfg, self.stage, shifted=shifted, drop_path=0.0, parent=None)
+                x = block.apply({"params": params}, x, train, drawn)  # type: ignore[assignment]
+            return x
+
+        return in_turns(pair, x, blocks, each=2, names=() if cfg.remat else (KEPT,))
+
+
+class BranchFactors(nn.Module):
+    """What stochastic depth multiplies the two branches of the block of the same name by."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, rows: int, dtype: Any) -> tuple[Float[Array, "B 1 1 1"], Float[Array, "B 1 1 1"]]:
+        drop_path = DropPath(self.rate)
+        return drop_path.factor(rows, 4, dtype), drop_path.factor(rows, 4, dtype)
 
 
 class SwinTransformer(nn.Module):

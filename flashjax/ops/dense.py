@@ -6,6 +6,8 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
+from flashjax.ops.platform import traced_for
+
 
 def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any, **options: Any) -> Array:
     """`lax.dot_general` of x [..., C] and kernel [C, V], for `nn.Dense(dot_general=...)`: tokens are one dim.
@@ -14,7 +16,7 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any
     back into memory of its own. On a mesh of several devices dims stay apart, as they are split.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    plain = jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
+    plain = traced_for() == "cpu" and (mesh.empty or mesh.size == 1)
     if not plain or x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return lax.dot_general(x, kernel, dimension_numbers, *arguments, **options)
     flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), *arguments, **options)

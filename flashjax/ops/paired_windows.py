@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flashjax.ops.windows import relative_position_index
+from flashjax.ops.loop import keep
 
 LANES = 128
 """Of a tile of a TPU's registers."""
@@ -62,33 +62,41 @@ def reverse(
 
 
 @lru_cache(maxsize=64)
-def bias_index(window: int, table_window: int, count: int) -> np.ndarray:
-    """int32 [N, N], keys by queries: the row of the bias table of each pair of tokens of a rectangle.
-
-    Tokens of different windows have the row after the table's last, (2T-1)^2 for a window of side T = `table_window`.
+def _offsets(window: int, table_window: int, count: int) -> np.ndarray:
+    """float32 [k, k, 2T-1], keys by queries, for k = `count` windows of side M in a row and a bias table for windows of
+    side T = `table_window`: 1 at the offset of the query from the key, nothing where they are in different windows.
     """
-    row, column = np.divmod(np.arange(count * window**2), count * window)
-    of_window, token = column // window, row * window + column % window
-    index = relative_position_index(window, table_window).T[token[:, None], token[None, :]]
-    apart = of_window[:, None] != of_window[None, :]
-    return np.where(apart, (2 * table_window - 1) ** 2, index).astype(np.int32)
+    position = np.arange(count * window)
+    offset = position[None, :] % window - position[:, None] % window + table_window - 1
+    one = np.eye(2 * table_window - 1, dtype=np.float32)[offset]
+    return one * (position[:, None] // window == position[None, :] // window)[..., None]
 
 
-def position_bias(table: Float[Array, "offsets h"], index: np.ndarray) -> Float[Array, "1 h N N"]:
-    """float32, keys by queries; `index` as `bias_index` gives it."""
-    rows = jnp.concatenate([table.astype(jnp.float32), jnp.full((1, table.shape[1]), APART)])
-    return rows[index].transpose(2, 0, 1)[None]
+def position_bias(
+    table: Float[Array, "offsets h"], window: int, table_window: int, count: int
+) -> Float[Array, "1 h N N"]:
+    """float32, keys by queries: the bias of each pair of tokens of a rectangle of `count` windows, `APART` where they
+    are in different ones.
+
+    The table has (2T-1)^2 rows for a window of side T = `table_window`, as of `windows.relative_position_index`. Looked
+    up by products with ones, whose gradient is a product too: a TPU gathers and scatters numbers one by one.
+    """
+    side, heads, tokens = 2 * table_window - 1, table.shape[1], count * window**2
+    square = table.astype(jnp.float32).reshape(side, side, heads)
+    columns = _offsets(window, table_window, count)
+    exact = jax.lax.Precision.HIGHEST
+    bias = jnp.einsum("scb,abh->hasc", columns, square, precision=exact)
+    bias = jnp.einsum("ria,hasc->hrsic", _offsets(window, table_window, 1), bias, precision=exact)
+    apart = np.where(columns.sum(-1) > 0, np.float32(0), np.float32(APART))
+    return (bias + apart[:, None, :]).reshape(1, heads, tokens, tokens)
 
 
 def _einsum(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _weights(q: Array, k: Array, bias: Array) -> tuple[Array, Array]:
-    """Exponentials of the logits less each query's largest [B, L, h, keys, queries], and their sums over the keys."""
-    logits = _einsum("BLhdm,BLhdn->BLhmn", k, q) + bias
-    weights = jnp.exp(logits - logits.max(-2, keepdims=True))
-    return weights, weights.sum(-2)
+def _logits(q: Array, k: Array, bias: Array) -> Array:
+    return _einsum("BLhdm,BLhdn->BLhmn", k, q) + bias
 
 
 @jax.custom_vjp
@@ -100,30 +108,29 @@ def attend(
 ) -> Float[Array, "B L h d N"]:
     """Softmax attention of every rectangle; queries are scaled already.
 
-    `bias` is float32, [1 or L, h, keys, queries], and added to the logits. Logits and softmax are float32, the weights
-    that meet the values have their dtype; the backward pass computes the weights again.
+    `bias` is float32, [1 or L, h, keys, queries], and added to the logits. Logits and exponentials are float32; the
+    weights that meet the values have their dtype and are divided by their own sum. The backward pass makes them again.
     """
-    return _attend(q, k, v, bias)
-
-
-def _attend(q: Array, k: Array, v: Array, bias: Array) -> Array:
-    weights, sums = _weights(q, k, bias)
-    mixed = _einsum("BLhdm,BLhmn->BLhdn", v, weights.astype(v.dtype))
-    return (mixed / sums[..., None, :]).astype(v.dtype)
+    return _forward(q, k, v, bias)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
-    out = _attend(q, k, v, bias)
-    return out, (q, k, v, bias, out)
+    logits = _logits(q, k, bias)
+    largest = logits.max(-2, keepdims=True)
+    # A row of ones under the values: the weights' sums come out of the product, not of another pass over the logits.
+    ones = jnp.ones((*v.shape[:-2], 1, v.shape[-1]), v.dtype)
+    mixed = _einsum("BLhdm,BLhmn->BLhdn", jnp.concatenate([v, ones], -2), jnp.exp(logits - largest).astype(v.dtype))
+    mixed, sums = mixed[..., :-1, :], mixed[..., -1:, :]
+    out, log_sums = keep((mixed / sums).astype(v.dtype)), keep(jnp.log(sums) + largest)
+    return out, (q, k, v, bias, out, log_sums)
 
 
 def _backward(kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    q, k, v, bias, out = kept
-    weights, sums = _weights(q, k, bias)
-    weights = weights / sums[..., None, :]
+    q, k, v, bias, out, log_sums = kept
+    weights = jnp.exp(_logits(q, k, bias) - log_sums)
     of_v = _einsum("BLhdn,BLhmn->BLhdm", of_out, weights.astype(v.dtype))
     # sum_m w_m dw_m of a query is what comes back to its result times the result.
-    shared = (of_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-2)[..., None, :]
+    shared = (of_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-2, keepdims=True)
     of_logits = weights * (_einsum("BLhdm,BLhdn->BLhmn", v, of_out) - shared)
     of_bias = of_logits.sum(0)
     if bias.shape[0] == 1:

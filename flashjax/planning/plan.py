@@ -91,6 +91,7 @@ def plan_and_program(
     }
     costs = cycles.costs(compiled.module, ROOT) if compiled and topology.platform == "tpu" else []
     plan["flops"] = _flops(traced)
+    plan["flops"]["useful"] = _useful(launcher_build, config, topology, plan["flops"])
     plan["modules"] = _modules(program, traced, costs, shards)
     plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
     plan["memory"] = _memory(program, compiled, wanted, topology)
@@ -132,6 +133,16 @@ def _flops(traced: core.ClosedJaxpr) -> dict[str, int]:
     """Of a step, all devices together, by pass; matrix products and convolutions, exact."""
     found = flops_by(traced, lambda equation, stack: modules.place(stack).part)
     return {part: int(found[part]) for part in modules.PASSES} | {"all": int(sum(found.values()))}
+
+
+def _useful(launcher_build: Build, config: Any, topology: Topology, flops: dict[str, int]) -> int:
+    """What utilisation is of: nothing that is computed again, and of a model that can be laid out in ways that multiply
+    by ones and zeros, the FLOPs of its plain one."""
+    model: Any = getattr(config, "model", None)
+    if not hasattr(model, "plain"):
+        return flops["all"] - flops["recomputed"]
+    plain = dataclasses.replace(config, model=model.plain())
+    return _flops(_traced(Program(build(launcher_build, plain), topology.devices)))["all"]
 
 
 def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost], shards: int) -> list[dict[str, Any]]:
@@ -269,7 +280,7 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
     total = sum(c.total for c in costs if not c.overlapped)
     calls = _custom_calls(costs, chip)
     seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["floor_seconds"] for call in calls)
-    useful = flops - plan["flops"]["recomputed"] / devices
+    useful = plan["flops"]["useful"] / devices
     return found | {
         "cycles": total,
         "by_kind": dict(cycles.by(costs, lambda c: c.kind).most_common()),

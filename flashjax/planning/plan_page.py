@@ -92,6 +92,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
     rows = [
         ["FLOPs of a step", _count(flops["all"]), "exact"],
         ["of these computed again (remat)", _count(flops["recomputed"]), "exact"],
+        ["useful: the model's own, each once", _count(flops["useful"]), "exact"],
     ]
     if time is None:
         return rows
@@ -108,7 +109,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
         ["cycles of the schedule", _count(time["cycles"]), "estimate"],
         ["step time", _time(time["step_seconds"]), "estimate"],
         ["examples a second, all devices", f"{time['examples_per_second']:,.0f}", "estimate"],
-        ["MFU, without what is computed again", f"{time['mfu']:.1%}", "estimate"],
+        ["MFU, of the useful FLOPs", f"{time['mfu']:.1%}", "estimate"],
     ]
 
 

@@ -174,8 +174,9 @@ def _reason(rule: Rule, shape: tuple[int, ...], mesh: Mesh) -> str:
 
 
 def on_mesh(function: Function, mesh: Mesh) -> Function:
-    """`function` whose logical constraints hold on `mesh` when it is traced; itself where the mesh is one device."""
-    if mesh.size == 1:
+    """`function` whose logical constraints hold on `mesh` when it is traced; itself where the mesh is one device of the
+    process's own platform. A plan's is of another, which functions may ask for (`flashjax.ops.platform`)."""
+    if mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend():
         return function
 
     @functools.wraps(function)

@@ -1,7 +1,9 @@
 """Swin: sizes to the unit, the parameter tree, any image size, precision, stochastic depth, remat."""
 
+import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -307,3 +309,34 @@ def test_paired_attention_is_the_same_function_of_the_same_parameters(version, o
 def test_paired_attention_refuses_dropout_of_weights():
     with pytest.raises(ValueError, match=r"attn_drop_rate 0\.1"):
         small(attention="paired", attn_drop_rate=0.1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(version):
+    images, rngs = noise(2, 32, 32, 3), {"drop_path": jax.random.key(2)}
+    options = dict(depths=(4,), num_heads=(2,), drop_path_rate=0.5, pretrained_window_sizes=(0,))
+    models_of = {blocks: small(version, blocks=blocks, **options) for blocks in ("apart", "looped")}
+    variables = parameters(models_of["apart"])
+    drawn = {blocks: jax.eval_shape(model.init, jax.random.key(0), images) for blocks, model in models_of.items()}
+    chex.assert_trees_all_equal_shapes_and_dtypes(*drawn.values())
+
+    def gradients(blocks):
+        def loss(v):
+            return (models_of[blocks].apply(v, images, train=True, rngs=rngs) ** 2).sum()
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    wanted, found = gradients("apart"), gradients("looped")
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found, wanted)
+
+
+def test_layouts_follow_the_platform_that_is_traced_for():
+    config = SwinConfig(depths=(2, 4), num_heads=(2, 2), embed_dim=16)
+    assert not config.pairs_windows and not config.loops(1, train=True)
+    tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
+        assert config.pairs_windows and config.loops(1, train=True) and not config.loops(0, train=True)
+        dropping = dataclasses.replace(config, attn_drop_rate=0.1)
+        assert not dropping.pairs_windows and not dropping.loops(1, train=True) and dropping.loops(1, train=False)
+        assert not config.plain().pairs_windows and not config.plain().loops(1, train=True)

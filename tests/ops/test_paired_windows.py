@@ -59,7 +59,7 @@ def test_attention_and_its_gradients_are_those_of_windows(count, shift):
             paired.partition(m, window, count, shift).swapaxes(-1, -2).reshape(2, -1, heads, d, count * window**2)
             for m in (q, k, v)
         )
-        bias = paired.position_bias(table, paired.bias_index(window, window, count))
+        bias = paired.position_bias(table, window, window, count)
         if shift:
             bias = bias + win.shift_mask(size, window, shift, count)[:, None]
         mixed = paired.attend(q, k, v, bias)
