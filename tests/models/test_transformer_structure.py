@@ -43,7 +43,7 @@ def test_rezero_begins_as_the_embedding():
     model, variables, logits = run(TINY, residual="rezero", norm="none", position="none")
     embed = variables["params"]["embed"]["embedding"]
     np.testing.assert_allclose(logits, embed[TOKENS] @ embed.T, rtol=1e-4, atol=1e-5)
-    gradient = jax.grad(lambda v: jnp.square(model.apply(v, TOKENS)).sum())(variables)["params"]["layer_0"]
+    gradient = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, TOKENS)).sum()))(variables)["params"]["layer_0"]
     assert gradient["attn_residual"]["scale"] != 0 and not gradient["attn"]["query"]["kernel"].any()
 
 
@@ -56,7 +56,7 @@ def test_deepnorm_is_post_norm_of_a_louder_stream():
         lambda path, x: x / 2**0.5 if {"out", "down"} & {getattr(p, "key", "") for p in path} else x,
         variables,
     )
-    np.testing.assert_allclose(plain.apply(louder, TOKENS), logits, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(plain.apply)(louder, TOKENS), logits, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("scale", "factor"), [("none", 4.0), ("dim", 0.25)])
@@ -68,7 +68,7 @@ def test_the_division_of_logits_by_configuration(scale, factor, implementation):
         lambda path, x: x * factor if "query" in jax.tree_util.keystr(path) else x, variables
     )
     standard = Transformer(dataclasses.replace(model.config, attention_scale="sqrt_dim"))
-    np.testing.assert_allclose(standard.apply(louder, TOKENS), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(standard.apply)(louder, TOKENS), logits, rtol=1e-4, atol=1e-5)
     assert model.config.logit_power == {"none": 0.0, "dim": 1.0}[scale]
 
 

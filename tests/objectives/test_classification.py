@@ -59,12 +59,16 @@ def raw_batch(size=4):
     }
 
 
+def loss_of(task):
+    return jax.jit(task.loss, static_argnames="train")
+
+
 @pytest.fixture(scope="module")
 def started():
     task = objective(Small())
     batch = raw_batch()
     variables = jax.jit(task.init)({"params": jax.random.key(0)}, batch)
-    return task, variables, task.prepare(batch, jax.random.key(1))
+    return task, variables, jax.jit(task.prepare)(batch, jax.random.key(1))
 
 
 def test_init_holds_the_state_and_no_sown_loss(started):
@@ -80,8 +84,8 @@ def test_init_under_jit_runs_no_forward_pass():
 
 def test_loss_is_cross_entropy_in_float32_plus_what_is_sown(started):
     task, variables, prepared = started
-    loss, metrics, _ = task.loss(variables, prepared, {}, train=False)
-    logits = task.model.apply(variables, prepared["image"])
+    loss, metrics, _ = loss_of(task)(variables, prepared, {}, train=False)
+    logits = jax.jit(task.model.apply)(variables, prepared["image"])
     assert logits.dtype == jnp.bfloat16
     expected = -(prepared["target"] * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1).mean()
     assert loss.dtype == jnp.float32
@@ -95,20 +99,20 @@ def test_loss_is_cross_entropy_in_float32_plus_what_is_sown(started):
 def test_training_updates_collections_and_evaluation_does_not(started):
     task, variables, prepared = started
     rngs = {"dropout": jax.random.key(2)}
-    loss, _, collections = task.loss(variables, prepared, rngs, train=True)
+    loss, _, collections = loss_of(task)(variables, prepared, rngs, train=True)
     assert set(collections) == {"batch_stats"}
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), collections["batch_stats"], variables["batch_stats"])
     assert all(jax.tree.leaves(changed))
-    assert task.loss(variables, prepared, {}, train=False)[2] == {}
-    other, _, _ = task.loss(variables, prepared, {"dropout": jax.random.key(3)}, train=True)
+    assert loss_of(task)(variables, prepared, {}, train=False)[2] == {}
+    other, _, _ = loss_of(task)(variables, prepared, {"dropout": jax.random.key(3)}, train=True)
     assert loss != other
 
 
 def test_a_model_without_sown_losses_or_state_reports_neither():
     task = objective(Table())
     batch = {"image": jnp.ones((2, 3, CLASSES, 1)), "target": jnp.full((2, CLASSES), 1 / CLASSES)}
-    variables = task.init({"params": jax.random.key(0)}, batch)
-    loss, metrics, collections = task.loss(variables, batch, {}, train=True)
+    variables = jax.jit(task.init)({"params": jax.random.key(0)}, batch)
+    loss, metrics, collections = loss_of(task)(variables, batch, {}, train=True)
     assert set(metrics) == {"loss", "accuracy"} and collections == {}
     np.testing.assert_allclose(loss, np.log(CLASSES), rtol=1e-6)
 
@@ -118,8 +122,8 @@ def test_gradients_flow_through_micro_batches_as_through_the_whole(started):
     task = dataclasses.replace(task, model=Table())
     images = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2, CLASSES, 1)), jnp.float32)
     prepared = {"image": images, "target": jax.nn.one_hot(jnp.arange(4), CLASSES)}
-    variables = task.init({"params": jax.random.key(0)}, prepared)
-    gradient = jax.grad(lambda v, b: task.loss(v, b, {}, train=True)[0])
+    variables = jax.jit(task.init)({"params": jax.random.key(0)}, prepared)
+    gradient = jax.jit(jax.grad(lambda v, b: task.loss(v, b, {}, train=True)[0]))
     halves = [gradient(variables, jax.tree.map(lambda x: x[i : i + 2], prepared)) for i in (0, 2)]  # noqa: B023
     whole = gradient(variables, prepared)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
@@ -153,8 +157,8 @@ def test_evaluation_counts_each_real_row_once():
 def test_predict_gives_probabilities():
     task = objective(Small())
     batch = raw_batch(3)
-    variables = task.init({"params": jax.random.key(0)}, batch)
-    probabilities = task.predict(variables, batch)
+    variables = jax.jit(task.init)({"params": jax.random.key(0)}, batch)
+    probabilities = jax.jit(task.predict)(variables, batch)
     assert probabilities.shape == (3, CLASSES) and probabilities.dtype == jnp.float32
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)
 
@@ -162,6 +166,6 @@ def test_predict_gives_probabilities():
 def test_another_number_of_logits_is_an_error():
     task = objective(Small(classes=5))
     batch = raw_batch()
-    variables = task.init({"params": jax.random.key(0)}, batch)
+    variables = jax.jit(task.init)({"params": jax.random.key(0)}, batch)
     with pytest.raises(ValueError, match="5 logits and the data 7 classes; create the model with num_classes=7"):
         task.predict(variables, batch)

@@ -44,14 +44,14 @@ PAIRS = [(1, 2), (2, 3), (4, 5), (5, 6), (7, 8), (8, 9), (9, 1), (1, 2)]
 def test_a_token_is_predicted_from_its_own_document():
     goal = LanguageModelling(Bigrams(), V, token_bytes=BYTES)
     batch = {"tokens": TOKENS, "segment_ids": SEGMENTS}
-    loss, metrics, changed = goal.loss(VARIABLES, goal.prepare(batch, jax.random.key(0)), {})
+    loss, metrics, changed = jax.jit(goal.loss)(VARIABLES, jax.jit(goal.prepare)(batch, jax.random.key(0)), {})
     expected = np.mean([nats(*pair) for pair in PAIRS])
     np.testing.assert_allclose([loss, metrics["loss"]], expected, rtol=1e-6)
     hits = np.mean([TABLE[a].argmax() == b for a, b in PAIRS])
     np.testing.assert_allclose(metrics["accuracy"], hits)
     assert changed == {}
 
-    sums = goal.evaluate(VARIABLES, {**batch, "mask": jnp.asarray([1.0, 0.0])})
+    sums = jax.jit(goal.evaluate)(VARIABLES, {**batch, "mask": jnp.asarray([1.0, 0.0])})
     np.testing.assert_allclose(sums["loss"][0], sum(nats(*pair) for pair in PAIRS[:4]), rtol=1e-6)
     assert sums["loss"][1] == sums["accuracy"][1] == 4
     np.testing.assert_allclose(sums["bits_per_byte"][0], sums["loss"][0] / np.log(2))
@@ -66,13 +66,13 @@ def test_without_segments_every_token_but_the_first_counts():
 def test_a_batch_of_padding_has_no_loss():
     goal = LanguageModelling(Bigrams(), V)
     batch = {"tokens": TOKENS, "segment_ids": jnp.zeros_like(SEGMENTS)}
-    loss, gradient = jax.value_and_grad(lambda v: goal.loss(v, batch, {})[0])(VARIABLES)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda v: goal.loss(v, batch, {})[0]))(VARIABLES)
     assert loss == 0 and not np.any(gradient["params"]["table"])
 
 
 def test_sown_losses_are_added():
     goal = LanguageModelling(Bigrams(auxiliary=0.25), V)
-    loss, metrics, _ = goal.loss(VARIABLES, {"tokens": TOKENS}, {})
+    loss, metrics, _ = jax.jit(goal.loss)(VARIABLES, {"tokens": TOKENS}, {})
     np.testing.assert_allclose(loss, metrics["cross_entropy"] + 0.25)
     assert metrics["loss"] == loss and metrics["auxiliary_loss"] == 0.25
     assert set(goal.init({"params": jax.random.key(0)}, {"tokens": TOKENS})) == {"params", "given"}
@@ -110,16 +110,17 @@ def test_what_is_drawn_can_be_given():
 
 def test_an_encoder_guesses_what_is_hidden_and_nothing_else():
     goal = LanguageModelling(Bigrams(), V, causal=False, masking=MASKING)
-    batch = goal.prepare({"tokens": jnp.tile(TOKENS, (20, 1))}, jax.random.key(1))
+    batch = jax.jit(goal.prepare)({"tokens": jnp.tile(TOKENS, (20, 1))}, jax.random.key(1))
     assert batch["seen"].shape == batch["tokens"].shape and 0 < batch["chosen"].sum() < batch["tokens"].size / 2
-    loss, _, _ = goal.loss(VARIABLES, batch, {})
+    loss, _, _ = jax.jit(goal.loss)(VARIABLES, batch, {})
     pairs = [(s, t) for s, t, c in zip(*(np.ravel(batch[k]) for k in ("seen", "tokens", "chosen")), strict=True) if c]
     np.testing.assert_allclose(loss, np.mean([nats(*pair) for pair in pairs]), rtol=1e-6)
 
     rows = {"tokens": jnp.tile(TOKENS, (20, 1)), "mask": jnp.ones(40)}
-    first, again = (goal.evaluate(VARIABLES, rows)["loss"] for _ in range(2))
+    evaluate = jax.jit(goal.evaluate)
+    first, again = (evaluate(VARIABLES, rows)["loss"] for _ in range(2))
     assert first == again and first[1] > 0
-    shifted = goal.evaluate(VARIABLES, {**rows, "tokens": (rows["tokens"] + 1) % V})["loss"]
+    shifted = evaluate(VARIABLES, {**rows, "tokens": (rows["tokens"] + 1) % V})["loss"]
     assert shifted[1] != first[1]  # other text, other places
 
 
@@ -128,8 +129,8 @@ def test_gradients_of_the_loss_are_those_of_its_definition():
     targets = jnp.asarray([[0, 4, 10], [2, 2, 7]])
     weight = jnp.arange(6.0).reshape(2, 3)
     plain = lambda x: -(weight * jnp.take_along_axis(jax.nn.log_softmax(x), targets[..., None], -1)[..., 0]).sum()  # noqa: E731
-    found = jax.grad(lambda x: (weight * cross_entropy(x, targets)[0]).sum())(logits)
-    np.testing.assert_allclose(found, jax.grad(plain)(logits), atol=1e-6)
+    found = jax.jit(jax.grad(lambda x: (weight * cross_entropy(x, targets)[0]).sum()))(logits)
+    np.testing.assert_allclose(found, jax.jit(jax.grad(plain))(logits), atol=1e-6)
 
 
 def test_a_tie_is_no_hit():
