@@ -14,12 +14,10 @@ from configs.adamw_study import PRESETS, AdamwStudy
 from flashjax import cli
 from flashjax.drawing import text_table
 from flashjax.models.convnet import ConvNet
-from flashjax.objectives.classification import Classification
 from flashjax.planning.cells import Line
 from flashjax.recipes import optimizer_grid, optimizer_page, optimizer_walk, study
-from flashjax.recipes.mapped import MappedTraining, digit_splits
+from flashjax.recipes.mapped import MappedTraining, digit_trainings
 from flashjax.recipes.study import Cell
-from flashjax.training import OptimizerConfig
 
 PROGRAM = "experiments.adamw_study"
 OWN = ("preset", "mode", "workdir", "processes", "walk", "algorithms", "learning_rates", "decays", "seeds")
@@ -30,28 +28,23 @@ TOGETHER = ("algorithm", "seed", "learning_rate")
 
 def cells(config: AdamwStudy) -> list[Cell]:
     """Every algorithm, seed, learning rate and weight decay."""
-    found = []
-    for name in config.algorithms:
-        found += study.grid(
+    return [
+        cell
+        for name in config.algorithms
+        for cell in study.grid(
             settings=[study.digest(config, OWN)],
             algorithm=[name],
             seed=config.seeds,
             learning_rate=[2.0**exponent for exponent in config.learning_rates],
             weight_decay=[2.0**exponent for exponent in getattr(config.decays, name)],
         )
-    return found
+    ]
 
 
 def trainings(config: AdamwStudy) -> dict[str, MappedTraining]:
     """The compiled trainings, by algorithm."""
     model = ConvNet(config.model)
-    goal = Classification(model, 10, prepare_train=lambda batch, _: dict(batch), prepare_eval=dict)
-    train, held_out = digit_splits(config.train_images)
-    optimizers = {name: OptimizerConfig(name=name, clip_norm=None) for name in config.algorithms}
-    return {
-        name: MappedTraining(goal, optimizer, train, held_out, config.epochs, config.batch_size)
-        for name, optimizer in optimizers.items()
-    }
+    return digit_trainings(model, config.algorithms, config.train_images, config.epochs, config.batch_size)
 
 
 def measure(made: Mapping[str, MappedTraining], group: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flashjax.data.sources import digits, stratified_split
@@ -124,3 +125,18 @@ class MappedTraining:
             return figures
 
         return jax.vmap(cell)(rates, decays)
+
+
+def digit_trainings(
+    model: nn.Module, algorithms: Sequence[str], train_images: int, epochs: int, batch_size: int
+) -> dict[str, MappedTraining]:
+    """A `MappedTraining` of ``model``, images float32 [B, 28, 28, 1] to ten logits, under each algorithm by its name.
+
+    All have the split that `digit_splits` makes, no clipping, and a rate that falls along a cosine. Raises as it does.
+    """
+    goal = Classification(model, 10, prepare_train=lambda batch, _: dict(batch), prepare_eval=dict)
+    train, held_out = digit_splits(train_images)
+    return {
+        name: MappedTraining(goal, OptimizerConfig(name=name, clip_norm=None), train, held_out, epochs, batch_size)
+        for name in algorithms
+    }

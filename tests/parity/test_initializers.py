@@ -78,6 +78,34 @@ def test_t5():
     check(bias.weight, ours["position/embedding"].std)
 
 
+def test_bert():
+    """Google's program cuts at two deviations, as `bert` does; transformers' draws the plain normal of the same .02.
+
+    Both begin all kernels and embeddings alike, biases at 0 and norms at 1.
+    """
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=V, hidden_size=C, num_hidden_layers=L, num_attention_heads=H, intermediate_size=F
+    )
+    ours = table("bert")
+    assert {leaf.std for leaf in ours.values()} == {0.02 * initializers.TRUNCATED_STD}
+    cut = torch.nn.init.trunc_normal_(torch.empty(V, C), std=0.02, a=-0.04, b=0.04)
+    check(cut, ours["embed/embedding"].std)
+    drawn = 0
+    for name, weight in transformers.BertForMaskedLM(config).named_parameters():
+        if name.endswith("word_embeddings.weight"):
+            assert not weight[0].any()  # padding's, which ours draws like the others
+            weight = weight[1:]
+        if name.endswith("bias"):
+            assert not weight.any(), name
+        elif "LayerNorm" in name:
+            assert (weight == 1).all(), name
+        else:
+            check(weight, 0.02)
+            drawn += 1
+    assert drawn == 3 + 6 * L + 1  # embeddings of words, positions and kinds; a block's kernels; the head's transform
+
+
 def test_vit():
     """And timm's truncated normal, cut at an absolute 2, is a plain normal of .02."""
     torch.manual_seed(0)

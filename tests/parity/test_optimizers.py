@@ -116,7 +116,8 @@ TRACES = {
     ),
     # What is trained, and what is evaluated.
     "schedule_free_adamw": Trace(schedule_free, 2e-5, 1e-12, constant=True),
-    "prodigy": Trace(prodigy, 2e-5, 1e-12, {"weight_decay": 0.0}, peak=1.0, drift=0.3),
+    # Its rate comes of sums over all parameters.
+    "prodigy": Trace(prodigy, 1e-3, 1e-12, {"weight_decay": 0.0}, peak=1.0, drift=0.3),
 }
 
 

@@ -1,7 +1,5 @@
 """Mapped trainings: equal to the same training alone, without mapping and by other means."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,13 +35,26 @@ def test_the_digits_are_split_by_class_and_normalised(splits):
         digit_splits(5000)
 
 
-def update(optimizer, params, state, image, label):
-    def loss(p):
-        logits = ConvNet(TINY).apply({"params": p}, image)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+def alone(name, steps, params):
+    """(initial state, step): one training as Optax has it, which takes its rate and decay with each step."""
+    mask = jax.tree.map(lambda x: x.ndim > 1, params)
 
-    updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-    return optax.apply_updates(params, updates), state
+    def optimizer(rate, decay):
+        schedule = optax.cosine_decay_schedule(rate, steps)
+        if name == "adamw":
+            return optax.adamw(schedule, weight_decay=decay, mask=mask)
+        return optax.chain(optax.add_decayed_weights(decay, mask), optax.adam(schedule))
+
+    @jax.jit
+    def step(params, state, image, label, rate, decay):
+        def loss(p):
+            logits = ConvNet(TINY).apply({"params": p}, image)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+
+        updates, state = optimizer(rate, decay).update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return optimizer(0.0, 0.0).init(params), step
 
 
 @pytest.mark.parametrize("name", ["adam_l2", "adamw"])
@@ -55,25 +66,18 @@ def test_a_cell_is_the_training_that_optax_makes(splits, name):
     found = mapped(5, rates, decays)
     assert mapped.steps == 12
     params_key, order_key = jax.random.split(jax.random.key(5))
+    start = jax.jit(ConvNet(TINY).init)(params_key, jnp.asarray(train["image"][:1]))["params"]
+    orders = [np.asarray(jax.random.permutation(key, 40)).reshape(4, 10) for key in jax.random.split(order_key, 3)]
+    opening, step = alone(name, 12, start)
+    logits = jax.jit(lambda params, images: ConvNet(TINY).apply({"params": params}, images))
     for i, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
-        params = ConvNet(TINY).init(params_key, jnp.asarray(train["image"][:1]))["params"]
-        schedule = optax.cosine_decay_schedule(rate, 12)
-        mask = jax.tree.map(lambda x: x.ndim > 1, params)
-        if name == "adamw":
-            optimizer = optax.adamw(schedule, weight_decay=decay, mask=mask)
-        else:
-            optimizer = optax.chain(optax.add_decayed_weights(decay, mask), optax.adam(schedule))
-        state = optimizer.init(params)
-
-        step = jax.jit(functools.partial(update, optimizer))
-        for key in jax.random.split(order_key, 3):
-            order = np.asarray(jax.random.permutation(key, 40)).reshape(4, 10)
-            for rows in order:
-                params, state = step(params, state, train["image"][rows], jnp.asarray(train["label"][rows]))
+        params, state = start, opening
+        for rows in (rows for order in orders for rows in order):
+            params, state = step(params, state, train["image"][rows], train["label"][rows], rate, decay)
         for before, split in (("train", train), ("eval", held_out)):
-            logits = ConvNet(TINY).apply({"params": params}, jnp.asarray(split["image"]))
-            error = (jnp.argmax(logits, -1) != split["label"]).mean()
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, split["label"]).mean()
+            scores = logits(params, split["image"])
+            error = (np.argmax(scores, -1) != split["label"]).mean()
+            loss = optax.softmax_cross_entropy_with_integer_labels(scores, split["label"]).mean()
             assert found[f"{before}_error"][i] == pytest.approx(float(error), abs=1e-6)
             assert found[f"{before}_loss"][i] == pytest.approx(float(loss), rel=2e-4)
 

@@ -85,7 +85,8 @@ class OptimizerConfig:
 
     name: str = "adamw"
     """Algorithm: adamw, adamw_paper, adam, adam_l2, sgd, nadam, nadamw, radam, adamax, adagrad, rmsprop, adabelief,
-    adan, lion, muon, adafactor, lamb, lars, novograd, schedule_free_adamw or prodigy; docs/optimizers.md has the table."""
+    adan, lion, muon, adafactor, lamb, lars, novograd, schedule_free_adamw or prodigy; docs/optimizers.md has the
+    table."""
     learning_rate: float = 1e-3
     """Peak learning rate, already scaled to the batch."""
     b1: float | None = None
