@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from flashjax.evaluation.detection import masks as m
 from flashjax.evaluation.detection import polygons
 from flashjax.evaluation.detection.rle import MOST_PIXELS
-from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of
+from flashjax.evaluation.detection.tables import Catalogue, check_boxes, first_bad, index_of, is_number
 
 Array = np.ndarray
 Records = Sequence[Mapping[str, Any]]
@@ -42,21 +43,30 @@ def ids_of(values: Any, source: str, what: str) -> Array:
     kinds = set(map(type, values))
     if not kinds <= {int} and not kinds <= {str}:
         if all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds):
-            return np.array(list(map(int, values)), np.int64)
+            return _whole(list(map(int, values)), source, what, "id")
         odd = next(
             (i, v) for i, v in enumerate(values) if type(v) is not type(values[0]) or not isinstance(v, int | str)
         )
         raise ValueError(f"{source}: {what} {odd[0]}: id {odd[1]!r} is no integer, as the others are")
-    return np.array(values) if kinds == {str} else np.array(values, np.int64)
+    return np.array(values) if kinds == {str} else _whole(values, source, what, "id")
+
+
+def _whole(values: Sequence[int], source: str, what: str, name: str) -> Array:
+    try:
+        return np.array(values, np.int64)
+    except OverflowError:
+        row = next(row for row, value in enumerate(values) if not -(2**63) <= value < 2**63)
+        raise ValueError(f"{source}: {what} {row}: {name} {values[row]} has more than 64 bits") from None
 
 
 def numbers(values: Any, source: str, what: str, name: str) -> Array:
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
         return values.astype(np.float64, copy=False)
     if isinstance(values, list) and set(map(type, values)) <= {int, float}:
-        return np.array(values, np.float64)
+        with suppress(OverflowError):  # an integer of hundreds of digits
+            return np.array(values, np.float64)
     for row, value in enumerate(values):
-        if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        if not is_number(value) or isinstance(value, bool):
             raise ValueError(f"{source}: {what} {row}: {name} {value!r} is no number")
     return np.asarray(values, np.float64)
 
@@ -76,10 +86,10 @@ def boxes_of(records: Records, source: str, what: str) -> Array:
         if not set(map(len, lists)) <= {4}:
             raise ValueError
         boxes = np.fromiter(chain.from_iterable(lists), np.float64, 4 * len(lists)).reshape(-1, 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         for row, box in enumerate(lists):
             wrong = not isinstance(box, Sequence | np.ndarray) or len(box) != 4
-            if wrong or not all(isinstance(v, int | float | np.number) for v in box):
+            if wrong or not all(map(is_number, box)):
                 raise ValueError(f"{source}: {what} {row}: bbox {box!r} is not four numbers") from None
         raise
     check_boxes(boxes, source, what)
@@ -101,9 +111,9 @@ def keypoints_of(lists: Sequence[Any] | Array, source: str, what: str) -> Array:
             )
     try:
         points = np.array(list(lists), np.float64).reshape(len(lists), -1, 3)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         for row, points in enumerate(lists):
-            odd = next((v for v in points if not isinstance(v, int | float | np.number)), None)
+            odd = next((v for v in points if not is_number(v)), None)
             if odd is not None:
                 raise ValueError(f"{source}: {what} {row}: {odd!r} among its keypoints is no number") from None
         raise
@@ -118,7 +128,7 @@ def whole_numbers(values: Sequence[Any], source: str, what: str, name: str) -> A
     for row, value in enumerate(values):
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ValueError(f"{source}: {what} {row}: {name} {value!r} is no integer")
-    return np.array(values, np.int64)
+    return _whole(values, source, what, name)
 
 
 def rectangle(box: Sequence[float]) -> list[list[float]]:
@@ -196,7 +206,9 @@ def _segmentation_kind(one: Any, row: int, source: str, what: str) -> int:
 
 
 def _are_integers(values: Any) -> bool:
-    return isinstance(values, Sequence | np.ndarray) and all(isinstance(v, int | np.integer) for v in values)
+    if not isinstance(values, Sequence | np.ndarray) or not all(isinstance(v, int | np.integer) for v in values):
+        return False
+    return not len(values) or max(map(abs, values)) < 2**63
 
 
 def area_of(area: AreaFrom, boxes: Array | None, masks: m.AnyMasks | None, source: str) -> Array:

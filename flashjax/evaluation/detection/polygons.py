@@ -12,6 +12,7 @@ import numpy as np
 from flashjax.evaluation.detection.mask_overlap import union
 from flashjax.evaluation.detection.masks import Masks
 from flashjax.evaluation.detection.ragged import offsets, pieces, ragged
+from flashjax.evaluation.detection.tables import is_number
 
 Array = np.ndarray
 
@@ -69,13 +70,13 @@ def _joined(polygons: Sequence[Sequence[Sequence[float]]], source: str) -> tuple
         lengths = np.fromiter(map(len, chain.from_iterable(polygons)), np.int64, int(parts.sum()))
         flat = chain.from_iterable(chain.from_iterable(polygons))
         return parts, lengths, np.fromiter(flat, np.float64, int(lengths.sum()))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         for row, mask in enumerate(polygons):
             for part in mask:
                 if not isinstance(part, Sequence | np.ndarray):
                     raise ValueError(f"{source} {row}: polygon {part!r} is no list of numbers") from None
             for value in chain.from_iterable(mask):
-                if not isinstance(value, int | float | np.number):
+                if not is_number(value):
                     raise ValueError(f"{source} {row}: {value!r} in a polygon is not a number") from None
         raise
 

@@ -4,8 +4,10 @@ A row is one annotation or one detection, in the order of its file. Images and c
 `Catalogue`, whose ids rise; `rows` of an error message are these positions.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +106,13 @@ class Detections:
 
 
 # Checks. Each error names the source, the row and the value.
+
+
+def is_number(value: Any) -> bool:
+    """An integer or float that fits into 64 bits as a float; infinity and NaN are such."""
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
+    return isinstance(value, int | float | np.number)
 
 
 def first_bad(good: Array) -> int | None:
