@@ -27,9 +27,9 @@ AXES = ("seed", "seeds", "models", "sweep", "values", "redraw", "dataset")
 
 
 def network(name: str, width: float, data: DataConfig) -> ResNetConfig:
-    """The named residual network with `width` times its channels, for images as `data` has them.
+    """The named residual network with `width` times its channels (rounded), for images as `data` has them.
 
-    Raises ValueError for another kind of model, an unknown name, and channels that would be no whole numbers.
+    Raises ValueError for another kind of model, and for an unknown name.
     """
     classes = 100 if data.dataset.startswith("cifar100") else 10
     made = models.config(name)
@@ -37,8 +37,13 @@ def network(name: str, width: float, data: DataConfig) -> ResNetConfig:
         raise ValueError(
             f"{name} is no residual network; known: wrn_28_10, {', '.join(models.names('*resne*_cifar*'))}"
         )
-    scaled = made.at_width(max(1, round(made.widths[0] * width)))
-    return dataclasses.replace(scaled, num_classes=classes, in_chans=data.channels)
+    return dataclasses.replace(
+        made,
+        num_classes=classes,
+        in_chans=data.channels,
+        widths=tuple(max(1, round(channels * width)) for channels in made.widths),
+        stem_width=max(1, round(made.stem_width * width)),
+    )
 
 
 def cells(config: Any) -> list[study.Cell]:
