@@ -70,7 +70,7 @@ def compare(truth: GroundTruth, found: Detections, protocol: Protocol, iou_type:
         takes = [match_voc(pairs, off, protocol, places)]
     else:
         crowd = np.zeros(len(truth), bool) if protocol.federated else truth.crowd
-        nameless = (found.ids[grouped.rows] == 0) if protocol.official else np.zeros(len(places), bool)
+        nameless = (found.ids == 0).take(grouped.rows) if protocol.official else np.zeros(len(places), bool)
         takes = match_greedily(pairs, grouped.group, ignored, crowd, nameless, protocol.iou_thresholds, places)
     ranking = Ranking(rows, starts, scores, rank, outside, takes, positives, unnamed)
     return Comparison(truth, truth_rows, found, off, places, ranking)

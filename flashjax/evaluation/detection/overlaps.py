@@ -258,11 +258,11 @@ class KeypointMeasure:
 
 def stable_order(keys: Array, bound: int) -> Array:
     """Stable argsort of integers 0 .. bound - 1: digits of 16 bits, which NumPy sorts by counting."""
-    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
+    order = np.argsort(keys.astype(np.uint16), kind="stable")  # the lowest 16 bits
     shift = 16
     while (bound - 1) >> shift > 0:
-        digit = ((keys >> shift) & 0xFFFF).astype(np.uint16)
-        order = order[np.argsort(digit[order], kind="stable")]
+        digit = (keys >> shift).astype(np.uint16)
+        order = order.take(np.argsort(digit.take(order), kind="stable"))
         shift += 16
     return order
 
