@@ -3,6 +3,7 @@
 The processes are forked from a server that has imported JAX but not started it: a run begins within a second.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -36,6 +37,7 @@ class Run:
     save_every: int = 0
     keep: int = 2
     eval_every: int = 4
+    watch: int = 0
     ballast_mb: float = 0.0
     """Further parameters, so that a save takes long."""
     signal_in: str = ""
@@ -115,7 +117,7 @@ def died(workdir: Path) -> Path:
 
 def build(run: Run) -> Any:
     """The experiment of a run."""
-    return experiment(
+    built = experiment(
         run.workdir,
         steps=run.steps,
         mesh=run.mesh,
@@ -128,6 +130,7 @@ def build(run: Run) -> Any:
         # A rate that does not depend on where the run is to end.
         optimizer=OptimizerConfig(learning_rate=1e-2, schedule=ScheduleConfig(kind="constant")),
     )
+    return dataclasses.replace(built, config=dataclasses.replace(built.config, watch=run.watch))
 
 
 def _signal_after(seconds: float) -> None:

@@ -5,6 +5,7 @@ import socket
 import numpy as np
 import pytest
 
+from flashjax.training.writers import read_json_lines
 from tests.faults import driver
 from tests.faults.driver import Run
 
@@ -17,7 +18,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    run = Run(tmp_path_factory.mktemp("straight"), steps=STEPS)
+    run = Run(tmp_path_factory.mktemp("straight"), steps=STEPS, watch=4)
     assert driver.finish(run) == 0, driver.log(run)
     return run
 
@@ -51,7 +52,7 @@ def test_2_processes_then_1(straight, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    both = [Run(tmp_path, steps=8, devices=4, process=i, processes=2, port=port) for i in range(2)]
+    both = [Run(tmp_path, steps=8, devices=4, process=i, processes=2, port=port, watch=4) for i in range(2)]
     started = [driver.start(run) for run in both]
     assert [driver.status(process) for process in started] == [0, 0], driver.log(both[0])[-2000:]
     halves = [dict(driver.served(tmp_path, process)) for process in range(2)]
@@ -59,7 +60,12 @@ def test_2_processes_then_1(straight, tmp_path):
     whole = dict(driver.served(straight.workdir))
     assert all(halves[0][k] + halves[1][k] == whole[k] for k in range(8)), "each process reads its own rows"
 
-    alone = Run(tmp_path, steps=STEPS)
+    alone = Run(tmp_path, steps=STEPS, watch=4)
     assert driver.finish(alone) == 0, driver.log(alone)[-2000:]
     assert driver.served(tmp_path)[8:] == driver.served(straight.workdir)[8:]
     assert_same_run(alone, straight, processes=2)
+    looks, wanted = (read_json_lines(run.workdir / "watch.jsonl") for run in (alone, straight))
+    assert [line["step"] for line in looks] == [line["step"] for line in wanted] == [1, 4, 8, 12]
+    for look, same in zip(looks, wanted, strict=True):
+        assert look.keys() == same.keys() and "gradient_rms/dense" in look
+        np.testing.assert_allclose(list(look.values()), list(same.values()), rtol=BOUND)
