@@ -86,10 +86,10 @@ class SwinConfig:
     """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
     two in one product, channels before tokens (`flashjax.ops.paired_windows`). auto: paired where the step is for TPUs
     and attn_drop_rate is 0, windows elsewhere (on a CPU they are faster)."""
-    blocks: Literal["auto", "apart", "looped"] = "auto"
+    blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
-    turns of one loop, in stages of four or more. auto: looped where the step is for TPUs, whose compiler takes its
-    time. Where features are dropped or watched blocks are apart in any case."""
+    turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
+    Where features are dropped or watched blocks are apart in any case."""
     remat: bool = False
     """Recomputes each block in the backward pass instead of keeping its activations."""
     dtype: str = "float32"
@@ -107,8 +107,8 @@ class SwinConfig:
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.attention not in ("auto", "windows", "paired"):
             raise ValueError(f"attention must be auto, windows or paired, got {self.attention!r}")
-        if self.blocks not in ("auto", "apart", "looped"):
-            raise ValueError(f"blocks must be auto, apart or looped, got {self.blocks!r}")
+        if self.blocks not in ("apart", "looped"):
+            raise ValueError(f"blocks must be apart or looped, got {self.blocks!r}")
         if self.attention == "paired" and self.attn_drop_rate:
             raise ValueError(
                 f"attn_drop_rate {self.attn_drop_rate} needs weights that paired attention does not keep: use "
@@ -171,10 +171,10 @@ class SwinConfig:
         return self.attention == "paired"
 
     def loops(self, stage: int, train: bool) -> bool:
-        """Whether the blocks of a stage are turns of a loop, on the platform that is traced for."""
+        """Whether the blocks of a stage are turns of a loop."""
         depth = self.depths[stage]
-        wanted = self.blocks == "looped" or (self.blocks == "auto" and traced_for() == "tpu")
-        return wanted and depth >= 4 and depth % 2 == 0 and not (train and (self.drop_rate or self.attn_drop_rate))
+        dropping = train and (self.drop_rate or self.attn_drop_rate)
+        return self.blocks == "looped" and depth >= 4 and depth % 2 == 0 and not dropping
 
     def plain(self) -> "SwinConfig":
         """The same function without what a layout or recomputation adds to its FLOPs."""

@@ -331,12 +331,19 @@ def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(ver
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found, wanted)
 
 
-def test_layouts_follow_the_platform_that_is_traced_for():
-    config = SwinConfig(depths=(2, 4), num_heads=(2, 2), embed_dim=16)
-    assert not config.pairs_windows and not config.loops(1, train=True)
+def test_which_stages_are_loops():
+    config = SwinConfig(depths=(2, 4, 5), num_heads=(2, 2, 2), embed_dim=16, blocks="looped")
+    assert [config.loops(stage, train=True) for stage in range(3)] == [False, True, False]
+    dropping = dataclasses.replace(config, attn_drop_rate=0.1)
+    assert not dropping.loops(1, train=True) and dropping.loops(1, train=False)
+    assert not config.plain().loops(1, train=True)
+
+
+def test_attention_follows_the_platform_that_is_traced_for():
+    config = SwinConfig(depths=(2,), num_heads=(2,), embed_dim=16)
+    assert not config.pairs_windows
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
-        assert config.pairs_windows and config.loops(1, train=True) and not config.loops(0, train=True)
-        dropping = dataclasses.replace(config, attn_drop_rate=0.1)
-        assert not dropping.pairs_windows and not dropping.loops(1, train=True) and dropping.loops(1, train=False)
-        assert not config.plain().pairs_windows and not config.plain().loops(1, train=True)
+        assert config.pairs_windows
+        assert not dataclasses.replace(config, attn_drop_rate=0.1).pairs_windows
+        assert not config.plain().pairs_windows
