@@ -10,14 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.length_extrapolation import PRESETS, LengthExtrapolation
+from configs.length_extrapolation import PRESETS, LengthExtrapolation, TrainedRun
 from flashjax import cli, data, training
 from flashjax.data.text import read_documents
 from flashjax.evaluation import length, length_methods, length_report
-from flashjax.recipes import extrapolation
+from flashjax.models.transformer import Transformer
+from flashjax.recipes import extrapolation, language
+from flashjax.training import Experiment
 from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.length_extrapolation"
+
+
+def build(config: TrainedRun) -> Experiment:
+    """The training of the usual model, for --run.dry_run and --run.plan."""
+    return language.experiment(config, Transformer, PROGRAM)
 
 
 def workdir(config: LengthExtrapolation) -> str:
@@ -57,6 +64,8 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="demo")
     with cli.friendly_errors(), training.session(config.run) as watchdog:
+        if config.run.dry_run:
+            return training.dry_run(build(dataclasses.replace(config.run, data_dir=config.data_dir)))
         study(config, watchdog)
 
 

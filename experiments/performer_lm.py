@@ -9,15 +9,21 @@ import dataclasses
 import json
 from pathlib import Path
 
-from configs.performer_lm import PRESETS, PerformerLm
+from configs.performer_lm import PRESETS, PerformerLm, TrainedRun
 from flashjax import cli, training
 from flashjax.evaluation import approximation
 from flashjax.models.transformer import Transformer
 from flashjax.recipes import conversion_page, language
 from flashjax.recipes.conversion import SOFTMAX, converted, tune
+from flashjax.training import Experiment
 from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.performer_lm"
+
+
+def build(config: TrainedRun) -> Experiment:
+    """The training of the softmax model, also for --run.dry_run and --run.plan."""
+    return language.experiment(config, Transformer, PROGRAM)
 
 
 def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
@@ -29,7 +35,7 @@ def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
     run = dataclasses.replace(config.run, data_dir=config.data_dir, workdir=f"{workdir(config)}/{SOFTMAX}")
     if config.checkpoint is None:
         print(f"\ntraining the softmax model, {run.data.length} tokens a row")
-        training.fit(language.experiment(run, Transformer, PROGRAM), watchdog)
+        training.fit(build(run), watchdog)
     made = language.initial(dataclasses.replace(run, init=config.checkpoint or run.workdir), Transformer)
     if made.config.model.mixer != SOFTMAX:
         raise ValueError(
@@ -66,6 +72,8 @@ def workdir(config: PerformerLm) -> str:
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="pg19")
     with cli.friendly_errors(), training.session(config.run) as watchdog:
+        if config.run.dry_run:
+            return training.dry_run(build(dataclasses.replace(config.run, data_dir=config.data_dir)))
         study(config, watchdog)
 
 

@@ -33,7 +33,7 @@ def parse(
 
     Every field of the preset's dataclass tree is a flag, ``--data.batch_size 64``; ``--help`` shows the preset's own
     values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2. With
-    ``--plan`` the plan of the launcher ``program`` is shown, and the process ends.
+    ``--plan`` (of a study ``--run.plan``) the plan of the launcher ``program`` is shown, and the process ends.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on its own options
     args = list(sys.argv[1:] if args is None else args)
@@ -58,10 +58,11 @@ def parse(
             config=(tyro.conf.AvoidSubcommands,),
             registry=_constructors(),
         )
-        if getattr(config, "plan", None):
+        run = getattr(config, "run", config)  # of a study, the training of its model
+        if getattr(run, "plan", None):
             from flashjax.planning.__main__ import show  # which stands on the trainer, as the launcher does
 
-            raise SystemExit(show(program, config))
+            raise SystemExit(show(program, run))
         return config
 
 

@@ -98,3 +98,8 @@ def test_presets_name_what_there_is():
             model, method = length_methods.parse(name)
             made = length_methods.trained(preset.run.model, model, preset.run.data.length)
             length_methods.changed(made, method, preset.run.data.length, max(preset.probes.multiples))
+
+
+def test_dry_run_shows_the_model(tmp_path, text, monkeypatch, capsys):
+    run(monkeypatch, "--run.workdir", tmp_path / "run", "--data_dir", text, "--run.dry_run", *SMALL)
+    assert "embed/embedding" in capsys.readouterr().out and not (tmp_path / "run" / "checkpoints").exists()
