@@ -24,7 +24,7 @@ from typing import Any
 
 from flashjax import models
 from flashjax.data import AugmentConfig, DataConfig
-from flashjax.models.swin import SwinConfig
+from flashjax.models.swin_config import SwinConfig
 from flashjax.recipes.images import ImageRun
 from flashjax.training import OptimizerConfig, ScheduleConfig, TrainConfig
 from flashjax.training.sharding import Rule, fsdp, tensor_parallel

@@ -12,7 +12,8 @@ from typing import Any
 from configs.swin_imagenet import PRESETS, RULES, SwinImagenet
 from flashjax import cli, interop, models, training
 from flashjax.data.imagenet import head_22k_to_1k
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 from flashjax.models.swin_transfer import resize_parameters
 from flashjax.objectives.classification import Classification
 from flashjax.recipes import images

@@ -13,7 +13,8 @@ import numpy as np
 
 from flashjax.interop.mapping import KEEP, Grid, Layout, Names, Rule, Table, conv, linear, norm, tensor
 from flashjax.interop.swin_hints import explain
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import windows
 
 # Recomputed from sizes, so never read.

@@ -7,7 +7,7 @@ from typing import Any
 
 from flashjax.interop.mapping import Lookup
 from flashjax.models import registry
-from flashjax.models.swin import SwinConfig
+from flashjax.models.swin_config import SwinConfig
 
 _SIZE = ("version", "embed_dim", "depths", "num_heads")
 _FOUND = {

@@ -2,7 +2,7 @@
 
 from flashjax.models import flash as _flash  # noqa: F401  (each registers its variants)
 from flashjax.models import resnet_variants as _resnet  # noqa: F401
-from flashjax.models import swin as _swin  # noqa: F401
+from flashjax.models import swin_variants as _swin  # noqa: F401
 from flashjax.models import transformer_variants as _transformer  # noqa: F401
 from flashjax.models.registry import config, create, names
 

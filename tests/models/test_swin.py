@@ -11,7 +11,8 @@ import pytest
 from flax import traverse_util
 
 from flashjax import models
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 
 PARAMETERS = {
     "swin_tiny_patch4_window7_224": 28_288_354,

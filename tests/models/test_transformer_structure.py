@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashjax.models.flash import Flash, FlashConfig
-from flashjax.models.swin import SwinConfig
+from flashjax.models.swin_config import SwinConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 
 TINY = TransformerConfig(vocab_size=40, width=64, depth=2, heads=4, max_length=16, initializer="fan_in")

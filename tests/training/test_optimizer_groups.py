@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from flashjax.models.flash import Flash, FlashConfig
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.training.optimizers import (
     Group,

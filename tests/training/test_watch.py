@@ -16,7 +16,8 @@ from flashjax.layers.positions import rope_frequencies, rotate
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.resnet import ResNet, ResNetConfig
 from flashjax.models.stack import stack
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 from flashjax.models.transformer import Block, Transformer, TransformerConfig
 from flashjax.objectives.classification import Classification
 from flashjax.objectives.language import LanguageModelling

@@ -12,7 +12,8 @@ import numpy as np
 
 from flashjax.models.resnet import ResNet
 from flashjax.models.resnet_variants import cifar
-from flashjax.models.swin import SwinConfig, SwinTransformer
+from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin_config import SwinConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.objectives.classification import Classification
 from flashjax.objectives.language import LanguageModelling

@@ -1,0 +1,165 @@
+"""Attention in the windows of a Swin Transformer, one by one or in pairs.
+
+Shapes: B batch; C channels of a stage; M window side; N = M*M tokens of a window; L windows of a map; h heads; d = C/h
+channels of a head.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from flashjax.layers.initializers import KERNELS, NORMAL
+from flashjax.layers.watched import show_logits
+from flashjax.models.swin_config import SwinConfig
+from flashjax.ops import paired_windows as paired
+from flashjax.ops import windows as win
+from flashjax.ops.dense import dot_general
+from flashjax.ops.loop import keep
+
+
+def dense(config: SwinConfig, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+    """A dense layer as all of Swin's are: its initializer and dtype, tokens as one dim."""
+    options: Any = {"dtype": config.dtype, "kernel_init": KERNELS[config.initializer], "dot_general": dot_general}
+    return nn.Dense(features, use_bias=use_bias, name=name, **options)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a bias for relative positions (paper section 3.2, equation 4)."""
+
+    config: SwinConfig
+    stage: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
+    ) -> Float[Array, "B L N C"]:
+        cfg, heads = self.config, self.heads
+        B, L, N, C = x.shape
+        qkv = keep(self.project(x)).reshape(B, L, N, 3, heads, C // heads)
+        q, k, v = (qkv[..., i, :, :] for i in range(3))  # [B, L, N, h, d]
+        if cfg.version == 1:
+            q = q * (C // heads) ** -0.5
+        else:
+            q, k = _unit(q), _unit(k)
+        logits = jnp.einsum("BLnhd,BLmhd->BLhnm", q, k, preferred_element_type=jnp.float32)
+        scale: Any = 1.0  # version 1 has it in q
+        if cfg.version == 2:
+            scale = self.logit_scale()
+            logits = logits * scale
+        show_logits(self, q, k, scale)
+        index = win.relative_position_index(math.isqrt(N), cfg.stage_window(self.stage))
+        logits = logits + self.bias_table()[index].transpose(2, 0, 1)
+        if mask is not None:
+            logits = logits + mask[:, None]
+        weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
+        weights = nn.Dropout(cfg.attn_drop_rate, deterministic=not train)(weights)
+        x = jnp.einsum("BLhnm,BLmhd->BLnhd", weights, v).reshape(B, L, N, C)
+        x = keep(dense(cfg, C, "proj")(x))
+        return nn.Dropout(cfg.drop_rate, deterministic=not train)(x)
+
+    def project(self, x: Float[Array, "B L N C"]) -> Float[Array, "B L N three_C"]:
+        """Queries, keys and values side by side."""
+        cfg, C = self.config, x.shape[-1]
+        if cfg.version == 1:
+            return dense(cfg, 3 * C, "qkv", use_bias=cfg.qkv_bias)(x)
+        qkv = dense(cfg, 3 * C, "qkv", use_bias=False)(x)
+        return qkv + self.version_2_bias(C).astype(qkv.dtype) if cfg.qkv_bias else qkv
+
+    def version_2_bias(self, C: int) -> Float[Array, "three_C"]:
+        """Of queries and values; version 2 gives keys none: it would cancel in the softmax."""
+        q_bias = self.param("q_bias", nn.initializers.zeros, (C,))
+        v_bias = self.param("v_bias", nn.initializers.zeros, (C,))
+        return jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+
+    def logit_scale(self) -> Float[Array, "h 1 1"]:
+        """What version 2 multiplies cosines by: learned, at most 100."""
+        scale = self.param("logit_scale", nn.initializers.constant(math.log(10)), (self.heads, 1, 1))
+        return jnp.exp(jnp.minimum(scale, math.log(100)))
+
+    def bias_table(self) -> Float[Array, "offsets h"]:
+        """One bias for each head and offset between two tokens of a window."""
+        cfg, window = self.config, self.config.stage_window(self.stage)
+        if cfg.version == 1:
+            return self.param("relative_position_bias_table", NORMAL, ((2 * window - 1) ** 2, self.heads))
+        coords = win.log_relative_coords(window, cfg.pretrained_window_sizes[self.stage])
+        return 16 * nn.sigmoid(BiasNetwork(cfg, self.heads, name="cpb_mlp")(jnp.asarray(coords)))
+
+    @property
+    def heads(self) -> int:
+        return self.config.num_heads[self.stage]
+
+
+class PairedAttention(WindowAttention):
+    """`WindowAttention` with the same parameters, of rectangles of windows (`flashjax.ops.paired_windows`)."""
+
+    window: int = 7
+    """Side of a window."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
+    ) -> Float[Array, "B L N C"]:
+        cfg, (B, L, N, C) = self.config, x.shape
+        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
+        if cfg.version == 2 and cfg.qkv_bias:
+            bias = self.version_2_bias(C)
+
+        def head_maps(i: int) -> Float[Array, "B L h d N"]:
+            columns = slice(i * C, (i + 1) * C)
+            mapped = jnp.einsum("BLNC,Ck->BLkN", x, kernel[:, columns].astype(cfg.dtype))
+            mapped = keep(mapped + bias[columns, None].astype(cfg.dtype))
+            return mapped.reshape(B, L, self.heads, C // self.heads, N)
+
+        q, k, v = map(head_maps, range(3))
+        scale: Any = 1.0  # version 1 has it in q
+        if cfg.version == 1:
+            q = q * (C // self.heads) ** -0.5
+        else:
+            q, k, scale = _unit(q, -2), _unit(k, -2), self.logit_scale()
+        show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
+        if cfg.version == 2:
+            q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+        count = N // self.window**2
+        logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
+        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
+        kernel, bias = Kernel(cfg, C, name="proj")(C)
+        out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
+        return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
+
+
+class Kernel(nn.Module):
+    """The parameters of a `dense` whose product is written elsewhere."""
+
+    config: SwinConfig
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "in out"], Float[Array, "out"]]:
+        """Kernel and bias; without one, zeros."""
+        kernel = self.param("kernel", KERNELS[self.config.initializer], (inputs, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        return kernel, jnp.zeros(self.features) if bias is None else bias
+
+
+class BiasNetwork(nn.Module):
+    """V2's continuous position bias: a small float32 network from log-spaced offsets to one number for each head."""
+
+    config: SwinConfig
+    heads: int
+
+    @nn.compact
+    def __call__(self, coords: Float[Array, "offsets 2"]) -> Float[Array, "offsets h"]:
+        init = KERNELS[self.config.initializer]
+        x = nn.relu(nn.Dense(512, kernel_init=init, name="fc1")(coords))
+        return nn.Dense(self.heads, use_bias=False, kernel_init=init, name="fc2")(x)
+
+
+def _unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+    """x over its length (at least 1e-12, as torch's normalize), in float32; a zero vector has a zero gradient."""
+    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis, keepdims=True)
+    return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
