@@ -16,6 +16,7 @@ tokens, and a row of logits at that length takes 3.2 GB.
 import dataclasses
 from dataclasses import dataclass, field
 
+from configs.byte_transformer import BYTE_TRANSFORMER
 from flashjax.data import TextConfig
 from flashjax.evaluation.length import ProbeConfig
 from flashjax.evaluation.length_methods import METHODS, TRAINED
@@ -72,21 +73,7 @@ def demo() -> LengthExtrapolation:
     """A byte Transformer, 128 wide and 4 deep, trained at 128 bytes; keys of letters, as the Bible has no digits."""
     run = TrainedRun(
         steps=800,
-        model=TransformerConfig(
-            vocab_size=260,
-            width=128,
-            depth=4,
-            heads=4,
-            hidden=384,
-            activation="swiglu",
-            norm="rmsnorm",
-            qkv_bias=False,
-            out_bias=False,
-            mlp_bias=False,
-            position="rope",
-            initializer="fan_in",
-            scan_layers=True,
-        ),
+        model=BYTE_TRANSFORMER,
         data=TextConfig(length=128, batch_size=32, eval_batch_size=64, eval_batches=4),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,

@@ -9,8 +9,10 @@ tunes it; the demo does that on one page: the softmax model, and for each kind o
 steps of tuning, and beside it the softmax model tuned as long. ``pg19`` is a recipe of ours; it is not run here.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
+from configs.byte_transformer import BYTE_TRANSFORMER
 from flashjax.data import TextConfig
 from flashjax.evaluation.approximation import ErrorConfig
 from flashjax.models.transformer import TransformerConfig
@@ -59,25 +61,9 @@ class PerformerLm:
 
 def demo() -> PerformerLm:
     """A byte Transformer, 128 wide and 4 deep, at 256 bytes."""
-    model = TransformerConfig(
-        vocab_size=260,
-        width=128,
-        depth=4,
-        heads=4,
-        hidden=384,
-        activation="swiglu",
-        norm="rmsnorm",
-        qkv_bias=False,
-        out_bias=False,
-        mlp_bias=False,
-        position="rope",
-        max_length=256,
-        initializer="fan_in",
-        scan_layers=True,
-    )
     run = TrainedRun(
         steps=400,
-        model=model,
+        model=dataclasses.replace(BYTE_TRANSFORMER, max_length=256),
         data=TextConfig(length=256, batch_size=16, eval_batch_size=32, eval_batches=8, documents="joined"),
         optimizer=OptimizerConfig(
             learning_rate=3e-3, b2=0.98, weight_decay=0.1, clip_norm=1.0, schedule=ScheduleConfig(warmup_steps=30)
