@@ -282,6 +282,7 @@ def test_impossible_configurations(overrides, message):
         SwinConfig(**{**SMALL, **overrides})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "options"),
     [
@@ -312,6 +313,7 @@ def test_paired_attention_refuses_dropout_of_weights():
         small(attention="paired", attn_drop_rate=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(version):
     images, rngs = noise(2, 32, 32, 3), {"drop_path": jax.random.key(2)}

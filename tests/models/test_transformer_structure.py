@@ -21,6 +21,7 @@ def run(config, **changes):
     return model, variables, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["groupnorm", "none", "scalenorm"])
 @pytest.mark.parametrize("residual", ["rezero", "layerscale"])
 def test_decoding_is_the_forward_pass(norm, residual):

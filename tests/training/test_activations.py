@@ -57,6 +57,7 @@ def test_a_name_becomes_a_sharding_only_on_a_mesh():
     assert on_mesh(named, make_mesh(MeshConfig(), jax.devices()[:1])) is named
 
 
+@pytest.mark.slow
 def test_every_constraint_of_the_model_splits_the_batch():
     _, text, _ = eight()
     constraints = [line for line in text.splitlines() if "sharding_constraint" in line]
@@ -66,6 +67,7 @@ def test_every_constraint_of_the_model_splits_the_batch():
     assert "sharding_constraint" not in alone()[1].as_text()
 
 
+@pytest.mark.slow
 def test_no_device_holds_or_receives_a_whole_activation():
     program, _, compiled = eight()
     hlo = compiled.as_text()

@@ -184,6 +184,7 @@ def whole(tmp_path_factory):
     return path, fit(text(path, SCANNED))
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing_and_leaves_lines(tmp_path, whole):
     where, watched = whole
     plain = fit(text(tmp_path, SCANNED, watch=0))
@@ -200,6 +201,7 @@ def test_looking_changes_nothing_and_leaves_lines(tmp_path, whole):
     assert lines[0]["activation_moment/layer_1"] != lines[1]["activation_moment/layer_1"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_line_once(tmp_path, whole):
     class Stops(Tokens):
         def batches(self, start=0):
