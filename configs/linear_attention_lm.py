@@ -18,6 +18,7 @@ are not run here.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from configs.byte_transformer import BYTE_TRANSFORMER
 from flashjax.data import TextConfig
 from flashjax.models.flash import FlashConfig
 from flashjax.models.transformer import TransformerConfig
@@ -65,7 +66,7 @@ LONG = (
 class LinearAttentionLm(LanguageRun):
     """Language models of all mixers, and how they are trained."""
 
-    mode: Literal["compare", "redraw", "train", "eval", "predict", "replay"] = "compare"  # type: ignore[assignment]
+    mode: Literal["compare", "redraw", "train", "eval", "predict", "replay"] = "compare"
     """What to do: compare (train and measure what the log lacks, then draw), redraw (from the log alone); or train one
     model (--model.mixer NAME), measure its best checkpoint, let it continue --prompt, repeat a step that was NaN."""
     workdir: str | None = None
@@ -91,22 +92,21 @@ class LinearAttentionLm(LanguageRun):
 
 def demo() -> LinearAttentionLm:
     """128 wide, 2 deep, bytes; two units of the FLASH family for each block, so that parameters are nearly equal."""
-    common = {"vocab_size": 260, "width": 128, "max_length": 256, "scan_layers": True, "initializer": "fan_in"}
     return LinearAttentionLm(
         steps=200,
-        model=TransformerConfig(
-            **common,
-            depth=2,
-            heads=4,
-            hidden=384,
-            activation="swiglu",
+        model=replace(BYTE_TRANSFORMER, depth=2, max_length=256),
+        flash=FlashConfig(
+            vocab_size=260,
+            width=128,
+            depth=4,
+            head_dim=64,
+            chunk=64,
+            max_length=256,
+            bias="rope",
             norm="rmsnorm",
-            qkv_bias=False,
-            out_bias=False,
-            mlp_bias=False,
-            position="rope",
+            initializer="fan_in",
+            scan_layers=True,
         ),
-        flash=FlashConfig(**common, depth=4, head_dim=64, chunk=64, bias="rope", norm="rmsnorm"),
         data=TextConfig(length=256, batch_size=4, eval_batch_size=32, eval_batches=4, documents="joined"),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,

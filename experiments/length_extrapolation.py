@@ -23,7 +23,7 @@ PROGRAM = "experiments.length_extrapolation"
 
 
 def build(config: TrainedRun) -> Experiment:
-    """The training of the usual model, for --run.dry_run and --run.plan."""
+    """The experiment of a run: a model's training, also for --run.dry_run and --run.plan."""
     return language.experiment(config, Transformer, PROGRAM)
 
 
@@ -34,7 +34,7 @@ def workdir(config: LengthExtrapolation) -> str:
 def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     """Models -> probes -> lines -> table, files, page."""
     names = dict.fromkeys(length_methods.parse(name)[0] for name in config.methods)
-    models = {name: extrapolation.load(config, name, workdir(config), PROGRAM, watchdog) for name in names}
+    models = {name: extrapolation.load(config, name, workdir(config), build, watchdog) for name in names}
     first = next(iter(models.values())).config
     L = extrapolation.trained_length(config, first.model)
     tokenizer = data.open_tokenizer(first.data.tokenizer, first.data.mask_token)

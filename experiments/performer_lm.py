@@ -22,7 +22,7 @@ PROGRAM = "experiments.performer_lm"
 
 
 def build(config: TrainedRun) -> Experiment:
-    """The training of the softmax model, also for --run.dry_run and --run.plan."""
+    """The experiment of a run: the softmax model's, also for --run.dry_run and --run.plan, or a conversion's."""
     return language.experiment(config, Transformer, PROGRAM)
 
 
@@ -52,7 +52,7 @@ def study(config: PerformerLm, watchdog: Watchdog) -> None:
     found = {}
     for options in (SOFTMAX, *config.conversions):
         print(f"\ntuning {options}")
-        found[options] = tune(converted(config, base, options, workdir(config), PROGRAM), watchdog)
+        found[options] = tune(converted(config, base, options, workdir(config), build), watchdog)
     results = {"errors": errors, "conversions": found, "config": dataclasses.asdict(config)}
     (where / "results.json").write_text(json.dumps(results, indent=1, default=str))
     sizes = config.errors

@@ -4,7 +4,7 @@ Everywhere `config` is a study's (configs/length_extrapolation.py).
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ from flashjax.models.decode import GREEDY, generate
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.objectives.repeats import Repeats
 from flashjax.recipes import language
+from flashjax.training import Experiment
 from flashjax.training.watchdog import Watchdog
 
 
-def load(config: Any, name: str, workdir: str, program: str, watchdog: Watchdog) -> language.Language:
+def load(
+    config: Any, name: str, workdir: str, build: Callable[[Any], Experiment], watchdog: Watchdog
+) -> language.Language:
     """A model of `length_methods.TRAINED`, trained (or gone on with) where it is not there yet; or the checkpoint.
 
-    Raises ValueError for any but the usual one where a checkpoint is named.
+    `build` makes the experiment of a run. Raises ValueError for any but the usual one where a checkpoint is named.
     """
     run = _run(config, name, workdir)
     if config.checkpoint is None:
         print(f"\ntraining {name!r} at {run.data.length} tokens")
-        built = language.experiment(run, Transformer, program)
+        built = build(run)
         goal = Repeats(**vars(built.objective), rate=run.repeats)
         training.fit(dataclasses.replace(built, objective=goal), watchdog)
         run = dataclasses.replace(run, init=run.workdir)
