@@ -33,7 +33,7 @@ def architecture(config: LinearAttentionLm, name: str, causal: bool) -> Transfor
     """
     options = dict(map(split, config.options))
     if name in FLASH:
-        return dataclasses.replace(config.flash, kind=FLASH[name], causal=causal)  # type: ignore[arg-type]
+        return dataclasses.replace(config.flash, kind=FLASH[name], causal=causal)
     positions = {} if attention.get(name).rotary else {"position": "sinusoidal", "embed_scale": True}
     changes = {"mixer": name, "mixer_options": options.get(name, ""), "causal": causal, **positions}
     return dataclasses.replace(config.model, **changes)
@@ -53,7 +53,7 @@ def split(words: str) -> tuple[str, str]:
 
 def contestant(config: LinearAttentionLm, name: str, causal: bool, seed: int) -> Experiment:
     """The experiment of one cell."""
-    config = dataclasses.replace(config, seed=seed, model=architecture(config, name, causal))  # type: ignore[arg-type]
+    config = dataclasses.replace(config, seed=seed, model=architecture(config, name, causal))
     return language.experiment(config, Flash if name in FLASH else Transformer, PROGRAM)
 
 

@@ -54,7 +54,7 @@ class TpuVm(Target):
     client: ClassVar[str | None] = "gcloud"
 
     @property
-    def needs_command(self) -> bool:  # type: ignore[override]
+    def needs_command(self) -> bool:
         return self.delete != "only"
 
     def image(self) -> str:

@@ -114,7 +114,7 @@ def generate(
         tokens[i, : len(row)] = row
 
     prefill, step = _compiled(model, sampling)
-    cache = model.init_cache(len(rows), capacity)  # type: ignore[attr-defined]
+    cache = model.init_cache(len(rows), capacity)
     drawn, cache = prefill(variables, tokens, lengths, cache, jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))

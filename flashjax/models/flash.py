@@ -364,7 +364,7 @@ class Unit(nn.Module):
     def __call__(self, x: Float[Array, "B N d"], state: Any, context: Context) -> tuple[Float[Array, "B N d"], Any]:
         """(stream, state after it)."""
         cfg = self.config
-        y = NORMS[cfg.norm](epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name="norm")(x)  # type: ignore[call-arg]
+        y = NORMS[cfg.norm](epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name="norm")(x)
         if cfg.shift_tokens:
             y, state = self.shift(y, state, context)
         y, state = GatedAttention(cfg, self.mode, name="gau")(y, state, context)
@@ -530,7 +530,7 @@ class Flash(nn.Module):
                 layer = unit(cfg, mode, train, name=f"layer_{i}")
                 x, new[f"layer_{i}"] = layer(x, (cache or {}).get(f"layer_{i}"), context)
         norm = NORMS[cfg.final_norm or cfg.norm]
-        x = norm(epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name="final_norm")(x)  # type: ignore[call-arg]
+        x = norm(epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name="final_norm")(x)
         if mode == "prefill":
             x = x[jnp.arange(x.shape[0]), context["lengths"] - 1]
         elif mode == "step":

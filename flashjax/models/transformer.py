@@ -33,7 +33,7 @@ Cache = dict[str, Any]
 
 
 def _norm(cfg: TransformerConfig, name: str) -> nn.Module:
-    return NORMS[cfg.norm](epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name=name)  # type: ignore[call-arg]
+    return NORMS[cfg.norm](epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name=name)
 
 
 class Block(nn.Module):

@@ -197,7 +197,7 @@ class TransformerConfig:
                     f"mixer is {self.mixer!r} with options {self.mixer_options!r}"
                 )
             mixer = dataclasses.replace(mixer, scale=float(self.dim ** -_LOGIT_POWERS[self.attention_scale]))
-        return dataclasses.replace(mixer, window=0) if last and self.full_last else mixer  # type: ignore[call-arg]
+        return dataclasses.replace(mixer, window=0) if last and self.full_last else mixer
 
     @property
     def initializers(self) -> tuple[Any, Any]:

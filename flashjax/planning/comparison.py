@@ -168,7 +168,7 @@ def decode_times(
     token, found = jnp.zeros((1,), jnp.int32), {}
     for length in lengths:
         try:
-            cache = model.init_cache(1, length)  # type: ignore[attr-defined]
+            cache = model.init_cache(1, length)
         except ValueError:
             found[str(length)] = None
             continue

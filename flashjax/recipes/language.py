@@ -252,8 +252,8 @@ def continue_text(
             show(stream(token))
 
     most = config.max_new_tokens
-    if getattr(model.config, "position", None) == "learned":  # type: ignore[attr-defined]
-        most = min(most, model.config.max_length - len(tokens))  # type: ignore[attr-defined]
+    if getattr(model.config, "position", None) == "learned":
+        most = min(most, model.config.max_length - len(tokens))
     (new,) = generate(
         model,
         variables,

@@ -63,7 +63,7 @@ def _shapes(goal: Objective, batch: Batch) -> Any:
 
 def _objective(name: str, batch_size: int, seed: int) -> tuple[Objective, Batches]:
     model = models.create(name)
-    config: Any = model.config  # type: ignore[attr-defined]
+    config: Any = model.config
     if hasattr(config, "vocab_size"):
         return _text(model, config, batch_size, seed)
     if hasattr(config, "num_classes") and hasattr(config, "in_chans"):

@@ -203,7 +203,7 @@ class Evaluator:
             if key in ("image", "gt_image"):
                 values = [value + start for value, start in zip(values, before, strict=False)]
             join = m.Masks.join if isinstance(values[0], m.Masks) else np.concatenate
-            columns[key] = join(values)  # type: ignore[arg-type]
+            columns[key] = join(values)
         return columns
 
     def _add_bytes(self, data: bytes) -> None:

@@ -36,7 +36,7 @@ def make_average(config: OptimizerConfig, ema_decay: float | None, ema_warmup: b
 
     def moving(average: PyTree, params: PyTree, opt_state: optax.OptState, step: jax.Array) -> PyTree:
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step)) if ema_warmup else ema_decay
-        return optax.incremental_update(params, average, 1.0 - decay)  # type: ignore[arg-type]
+        return optax.incremental_update(params, average, 1.0 - decay)
 
     return moving
 

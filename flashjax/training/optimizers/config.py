@@ -190,7 +190,7 @@ def with_arrays(config: OptimizerConfig, **values: jax.Array) -> OptimizerConfig
     """
     if unknown := values.keys() - set(TRACEABLE):
         raise ValueError(f"{', '.join(sorted(unknown))} cannot be traced; these can: {', '.join(TRACEABLE)}")
-    return replace(config, **values)  # type: ignore[arg-type]
+    return replace(config, **values)
 
 
 TRACEABLE = ("learning_rate", "weight_decay", "b1", "b2", "eps", "momentum")

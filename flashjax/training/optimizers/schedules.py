@@ -64,7 +64,7 @@ def _after_warmup(plan: ScheduleConfig, peak: Any, length: int) -> optax.Schedul
                 least = plan.min_lr / peak if peak else 0.0
             else:
                 least = jnp.where(peak > 0, plan.min_lr / peak, 0.0)
-            return optax.cosine_decay_schedule(peak, length, alpha=least)  # type: ignore[arg-type]
+            return optax.cosine_decay_schedule(peak, length, alpha=least)
         case "linear":
             return optax.linear_schedule(peak, plan.min_lr, length)
         case "constant":
