@@ -1,17 +1,71 @@
-"""Parameters of a stack of layers: one leading dim for all (scanned), or a subtree for each (`layer_0`, `layer_1` ...).
+"""A stack of layers: how it is run, and its parameters, which have one leading dim for all (scanned), or a subtree for
+each (`layer_0`, `layer_1` ...).
 
 Scanned layers compile once; a subtree for each is what decoding wants, which would otherwise copy a layer's weights out
 of the stack at every token.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
 
 STACKED, LAYER = "layers", re.compile(r"layer_(\d+)$")
+REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+"""What each policy keeps for the backward pass; "none" recomputes nothing."""
+
+Cache = dict[str, Any]
+Context = dict[str, Any]
+"""What all layers are given besides the stream: positions, segment ids, and what their kind asks for."""
+Mode = Literal["full", "prefill", "step"]
+"""All tokens of a row; prompts into an empty cache; one token more in each row."""
+
+
+def apply_layers(
+    kind: type[nn.Module],
+    arguments: Sequence[tuple[Any, ...]],
+    scanned: bool,
+    remat: Literal["none", "full", "dots"],
+    x: Float[Array, "B N C"],
+    cache: Cache | None,
+    context: Context,
+) -> tuple[Float[Array, "B N C"], Cache]:
+    """(stream after all layers, the state of each): part of a compact method, whose submodules the layers become.
+
+    Args:
+        kind: of the layers; `layer(x, state, context)` gives (stream, state after it).
+        arguments: each layer's, in order; scanned layers are all built with the first one's.
+        scanned: one compiled layer for all, named "layers"; otherwise "layer_0", "layer_1" ...
+        remat: what each recomputes in the backward pass.
+        cache: states before, by those names; None: layers that remember nothing.
+    """
+    before = cache or {}
+    if remat != "none":
+        kind = nn.remat(kind, policy=REMAT[remat], prevent_cse=not scanned)
+    if scanned:
+        layers = nn.scan(
+            kind,
+            variable_axes={True: 0},
+            split_rngs={True: True},
+            in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
+            length=len(arguments),
+        )
+        x, states = layers(*arguments[0], name=STACKED)(x, before.get(STACKED), context)
+        return x, {STACKED: states}
+    after: Cache = {}
+    for i, its in enumerate(arguments):
+        name = f"layer_{i}"
+        x, after[name] = kind(*its, name=name)(x, before.get(name), context)
+    return x, after
+
+
+def length_name(tokens: int) -> str | None:
+    """Name of the dim of tokens; that of a single one is not split."""
+    return "length" if tokens > 1 else None
 
 
 def unstack(tree: Mapping[str, Any]) -> dict[str, Any]:

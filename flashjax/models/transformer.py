@@ -10,26 +10,24 @@ Shapes: B batch, N tokens, C width, H query heads, Hk key-value heads, D width o
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 from flashjax.layers.bias import AlibiBias, BucketBias
-from flashjax.layers.initializers import NORMAL
+from flashjax.layers.embedding import Head, Table, project
 from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import alibi_slopes, positions_of
 from flashjax.layers.residual import Residual
-from flashjax.models.transformer_attention import Attention, Mode, length_name
-from flashjax.models.transformer_config import POLICIES, TransformerConfig
-from flashjax.ops.dense import dot_general
+from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack
+from flashjax.models.transformer_attention import Attention
+from flashjax.models.transformer_config import TransformerConfig
 
-__all__ = ["Block", "Table", "Transformer", "TransformerConfig", "project"]
+__all__ = ["Block", "Transformer", "TransformerConfig"]
 
 Tokens = Int[Array, "B N"]
-Cache = dict[str, Any]
 
 
 def _norm(cfg: TransformerConfig, name: str) -> nn.Module:
@@ -45,7 +43,7 @@ class Block(nn.Module):
     last: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N C"], state: Any, context: dict[str, Any]) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "B N C"], state: Any, context: Context) -> tuple[Array, Any]:
         """(stream [B, N, C], state of the mixer after it)."""
         cfg = self.config
         inner, outer = cfg.initializers
@@ -76,35 +74,6 @@ class Block(nn.Module):
         x = join("mlp_residual", x, norm(y, "mlp_out_norm", cfg.norm_position == "sandwich"))
         x = norm(x, "mlp_norm", not before)
         return with_logical_constraint(x, ("batch", length_name(x.shape[1]), "embed")), state
-
-
-class Table(nn.Module):
-    """An embedding [rows, channels] to be looked up, or multiplied with."""
-
-    rows: int
-    channels: int
-
-    @nn.compact
-    def __call__(self) -> Float[Array, "rows channels"]:
-        # Loaded weights may be numpy's, which a traced index cannot look up.
-        return jnp.asarray(self.param("embedding", NORMAL, (self.rows, self.channels)))
-
-
-class Head(nn.Module):
-    """Logits of the vocabulary, float32."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b C"]) -> Float[Array, "*b V"]:
-        inner, _ = self.config.initializers
-        return project(x, jnp.asarray(self.param("kernel", inner, (self.config.width, self.config.vocab_size))))
-
-
-def project(x: Float[Array, "*b C"], kernel: Float[Array, "C V"]) -> Float[Array, "*b V"]:
-    """x kernel, multiplied in x's dtype, added up in float32."""
-    numbers = (((x.ndim - 1,), (0,)), ((), ()))
-    return dot_general(x, kernel.astype(x.dtype), numbers, preferred_element_type=jnp.float32)
 
 
 def sinusoids(positions: Int[Array, "B N"], width: int) -> Float[Array, "B N C"]:
@@ -142,11 +111,8 @@ class Transformer(nn.Module):
         if not cfg.causal:
             raise ValueError("an encoder (causal=False) sees all tokens at once: it cannot decode")
         self._check_length(capacity, "a cache of capacity")
-        layers = [self._layer_state(batch, capacity, last=i == cfg.depth - 1) for i in range(cfg.depth)]
-        position = jnp.zeros((batch,), jnp.int32)
-        if cfg.scan_layers:
-            return {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), "position": position}
-        return {f"layer_{i}": state for i, state in enumerate(layers)} | {"position": position}
+        layers = {f"layer_{i}": self._layer_state(batch, capacity, i == cfg.depth - 1) for i in range(cfg.depth)}
+        return (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
 
     @nn.nowrap
     def _layer_state(self, batch: int, capacity: int, last: bool) -> Any:
@@ -183,7 +149,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def _run(
-        self, tokens: Tokens, cache: Cache | None, context: dict[str, Any], mode: Mode, train: bool = False
+        self, tokens: Tokens, cache: Cache | None, context: Context, mode: Mode, train: bool = False
     ) -> tuple[Float[Array, "B *N V"], Cache]:
         """Embedding, blocks, last norm, head: (logits, of one token a row when decoding, and the states after it)."""
         cfg, N = self.config, tokens.shape[1]
@@ -207,28 +173,15 @@ class Transformer(nn.Module):
         x = with_logical_constraint(x, ("batch", length_name(N), "embed"))
         context = {"valid": None, "bias": bias, **context}
 
-        block = Block
-        if cfg.remat != "none":
-            block = nn.remat(Block, policy=POLICIES[cfg.remat], prevent_cse=not cfg.scan_layers)
-        new: Cache = {}
-        if cfg.scan_layers:
-            layers = nn.scan(
-                block,
-                variable_axes={True: 0},
-                split_rngs={True: True},
-                in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
-                length=cfg.depth,
-            )
-            x, new["layers"] = layers(cfg, mode, train, name="layers")(x, (cache or {}).get("layers"), context)
-        else:
-            for i in range(cfg.depth):
-                layer = block(cfg, mode, train, i == cfg.depth - 1, name=f"layer_{i}")
-                x, new[f"layer_{i}"] = layer(x, (cache or {}).get(f"layer_{i}"), context)
+        layers = [(cfg, mode, train, not cfg.scan_layers and i == cfg.depth - 1) for i in range(cfg.depth)]
+        x, new = apply_layers(Block, layers, cfg.scan_layers, cfg.remat, x, cache, context)
         if cfg.norm_position != "post":
             x = _norm(cfg, "final_norm")(x)
         if mode == "prefill":
             x = x[jnp.arange(x.shape[0]), jnp.maximum(context["valid"].sum(1), 1) - 1]
         elif mode == "step":
             x = x[:, 0]
-        logits = project(x, embed.T) if cfg.tie_embeddings else Head(cfg, name="head")(x)
+        logits = (
+            project(x, embed.T) if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.initializers[0], name="head")(x)
+        )
         return with_logical_constraint(logits, ("batch", *(length_name(N),) * (x.ndim - 2), "vocab")), new

@@ -5,7 +5,7 @@ Shapes as in `transformer.py`.
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,9 @@ from flashjax.layers.norm import RMSNorm
 from flashjax.layers.positions import rope_frequencies, rotate
 from flashjax.layers.short_conv import ShortConv
 from flashjax.layers.watched import show_logits
+from flashjax.models.stack import Context, Mode, length_name
 from flashjax.models.transformer_config import TransformerConfig
 from flashjax.ops.dense import dot_general
-
-Mode = Literal["full", "prefill", "step"]
 
 
 class Attention(nn.Module):
@@ -61,7 +60,7 @@ class Attention(nn.Module):
     def mixer(self) -> Mixer:
         return self.config.make_mixer(self.last)
 
-    def __call__(self, x: Float[Array, "B N C"], state: Any, context: dict[str, Any]) -> tuple[Array, Any]:
+    def __call__(self, x: Float[Array, "B N C"], state: Any, context: Context) -> tuple[Array, Any]:
         """(what is added to the stream [B, N, C], the state after it)."""
         cfg, mixer = self.config, self.mixer
         B, N, _ = x.shape
@@ -118,7 +117,7 @@ class Attention(nn.Module):
             o = jax.nn.silu(self.gate(x)) * o
         return self.out(o), (None if self.mode == "full" else new_state)
 
-    def _extended(self, q: Array, k: Array, v: Array, state: Any, context: dict[str, Any], length: int):
+    def _extended(self, q: Array, k: Array, v: Array, state: Any, context: Context, length: int):
         """(attention by `extension`, the mixer's state after it: its keys are not rotated)."""
         cfg, mixer, (B, N) = self.config, self.mixer, q.shape[:2]
         positions, ids = jnp.broadcast_to(context["positions"], (B, N)), context["segment_ids"]
@@ -157,8 +156,3 @@ def _seen(cfg: TransformerConfig, window: int, positions: Array, segment_ids: Ar
     if window:
         same &= jnp.abs(positions[:, :, None] - positions[:, None, :]) < window
     return same.sum(-1)
-
-
-def length_name(tokens: int) -> str | None:
-    """Name of the dim of tokens; that of a single one is not split."""
-    return "length" if tokens > 1 else None

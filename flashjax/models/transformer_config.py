@@ -7,7 +7,6 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import jax
 from flax import linen as nn
 
 from flashjax.layers import attention
@@ -19,6 +18,7 @@ from flashjax.layers.mlp import ACTIVATIONS
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import RopeParameters
 from flashjax.layers.residual import RESIDUALS, ResidualKind
+from flashjax.models.stack import REMAT
 from flashjax.models.widths import at_ratio
 
 Position = Literal["rope", "alibi", "t5", "sinusoidal", "learned", "none"]
@@ -118,7 +118,7 @@ class TransformerConfig:
         self._choose("qk_norm", ("none", "both", "keys"))
         self._choose("position", ("rope", "alibi", "t5", "sinusoidal", "learned", "none"))
         self._choose("initializer", _INITIALIZERS)
-        self._choose("remat", POLICIES)
+        self._choose("remat", REMAT)
         self._choose("dtype", ("float32", "bfloat16"))
         if self.residual == "deepnorm" and self.norm_position != "post":
             raise ValueError(f"residual deepnorm is normalised after the sum: norm_position is {self.norm_position!r}")
@@ -207,7 +207,6 @@ class TransformerConfig:
 
 
 _LOGIT_POWERS = {"sqrt_dim": 0.5, "dim": 1.0, "none": 0.0}
-POLICIES = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 _INITIALIZERS = {
     # name: (kernels, kernels that leave a branch, as a function of the depth)
     "gpt2": (NORMAL, lambda depth: nn.initializers.normal(0.02 / math.sqrt(2 * depth))),
