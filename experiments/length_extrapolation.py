@@ -65,7 +65,7 @@ def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="demo")
     with cli.friendly_errors(), training.session(config.run) as watchdog:
         if config.run.dry_run:
-            return training.dry_run(build(dataclasses.replace(config.run, data_dir=config.data_dir)))
+            return training.dry_run(build(config.run))
         study(config, watchdog)
 
 

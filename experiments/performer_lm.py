@@ -32,7 +32,7 @@ def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
     Raises:
         ValueError: if the checkpoint's mixer is another one.
     """
-    run = dataclasses.replace(config.run, data_dir=config.data_dir, workdir=f"{workdir(config)}/{SOFTMAX}")
+    run = dataclasses.replace(config.run, workdir=f"{workdir(config)}/{SOFTMAX}")
     if config.checkpoint is None:
         print(f"\ntraining the softmax model, {run.data.length} tokens a row")
         training.fit(build(run), watchdog)
@@ -47,6 +47,7 @@ def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
 def study(config: PerformerLm, watchdog: Watchdog) -> None:
     """Errors -> softmax model -> conversions -> table, file, page."""
     where = Path(workdir(config))
+    print("the error of random features, by their number", flush=True)
     errors = approximation.errors(config.errors, config.run.seed)
     base = softmax_model(config, watchdog)
     found = {}
@@ -73,7 +74,7 @@ def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="pg19")
     with cli.friendly_errors(), training.session(config.run) as watchdog:
         if config.run.dry_run:
-            return training.dry_run(build(dataclasses.replace(config.run, data_dir=config.data_dir)))
+            return training.dry_run(build(config.run))
         study(config, watchdog)
 
 

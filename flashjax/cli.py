@@ -58,12 +58,31 @@ def parse(
             config=(tyro.conf.AvoidSubcommands,),
             registry=_constructors(),
         )
+        config = _one_place(config)
         run = getattr(config, "run", config)  # of a study, the training of its model
         if getattr(run, "plan", None):
             from flashjax.planning.__main__ import show  # which stands on the trainer, as the launcher does
 
             raise SystemExit(show(program, run))
         return config
+
+
+def _one_place(config: Config) -> Config:
+    """A study whose `run`, the training of its models, has the study's data and directory.
+
+    A flag of the run for either is an error: which of two to obey nobody can tell.
+    """
+    run: Any = getattr(config, "run", None)
+    shared = [name for name in ("data_dir", "workdir") if hasattr(run, name) and hasattr(config, name)]
+    for name in shared:
+        if (value := getattr(run, name)) is not None:
+            _fail(
+                f"--run.{name} {value}: a study has one {name}, for its models and what is measured: --{name} {value}"
+            )
+    if not shared:
+        return config
+    same = {name: getattr(config, name) for name in shared}
+    return dataclasses.replace(config, run=dataclasses.replace(run, **same))  # type: ignore[type-var]
 
 
 def _constructors() -> tyro.constructors.ConstructorRegistry:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import performer_lm
 from configs.swin_imagenet import PRESETS
 from flashjax import cli
 
@@ -88,3 +89,16 @@ def test_errors_become_a_message_unless_debugging(monkeypatch, capsys):
     monkeypatch.setenv("FLASHJAX_DEBUG", "1")
     with pytest.raises(ValueError, match="make it even"), cli.friendly_errors():
         raise ValueError("batch_size is 3: make it even")
+
+
+def test_a_study_has_one_directory_of_data(capsys):
+    def study(*args: str):
+        return cli.parse(
+            performer_lm.PRESETS, "experiments.performer_lm", "A study.", "pg19", ("--preset", "demo", *args)
+        )
+
+    config = study("--data_dir", "/text", "--workdir", "/here")
+    assert (config.run.data_dir, config.run.workdir) == ("/text", "/here")
+    with pytest.raises(SystemExit, match="2"):
+        study("--data_dir", "/text", "--run.data_dir", "/other")
+    assert "one data_dir" in capsys.readouterr().err

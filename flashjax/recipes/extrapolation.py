@@ -40,7 +40,7 @@ def load(
 
 
 def _run(config: Any, name: str, workdir: str) -> Any:
-    run = dataclasses.replace(config.run, data_dir=config.data_dir, workdir=f"{workdir}/models/{name}")
+    run = dataclasses.replace(config.run, workdir=f"{workdir}/models/{name}")
     if config.checkpoint is None:
         model = length_methods.trained(run.model, name, run.data.length)
         return dataclasses.replace(run, model=model)

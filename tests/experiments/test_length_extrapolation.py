@@ -101,5 +101,5 @@ def test_presets_name_what_there_is():
 
 
 def test_dry_run_shows_the_model(tmp_path, text, monkeypatch, capsys):
-    run(monkeypatch, "--run.workdir", tmp_path / "run", "--data_dir", text, "--run.dry_run", *SMALL)
+    run(monkeypatch, "--workdir", tmp_path / "run", "--data_dir", text, "--run.dry_run", *SMALL)
     assert "embed/embedding" in capsys.readouterr().out and not (tmp_path / "run" / "checkpoints").exists()

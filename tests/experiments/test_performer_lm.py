@@ -55,7 +55,7 @@ def test_error_falls_with_rows():
 def test_dry_run_shows_the_softmax_model(tmp_path, monkeypatch, capsys):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(TEXT)
-    arguments = ("--data_dir", str(tmp_path / "text"), "--run.workdir", str(tmp_path / "run"), "--run.dry_run", *SMALL)
+    arguments = ("--data_dir", str(tmp_path / "text"), "--workdir", str(tmp_path / "run"), "--run.dry_run", *SMALL)
     monkeypatch.setattr(sys, "argv", ["performer_lm", *arguments])
     performer_lm.main()
     assert "embed/embedding" in capsys.readouterr().out and not (tmp_path / "run" / "checkpoints").exists()
