@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flashjax.ops import platform
+
 Implementation = Literal["auto", "xla", "blocked", "cudnn"]
 
 HIDDEN = -1e30
@@ -69,8 +71,9 @@ def dot_product_attention(
     _check(q, k, window, q_segment_ids, k_segment_ids, implementation)
     scale = float(q.shape[-1] ** -0.5) if scale is None else scale
     if implementation == "auto":
-        least = BLOCKED_FROM.get(jax.default_backend(), 1024)
+        least = BLOCKED_FROM.get(platform.traced_for(), 1024)
         implementation = "blocked" if q.shape[1] * k.shape[1] >= least**2 and q.shape[1] > 1 else "xla"
+        platform.chosen("implementation", implementation)
     seen = _Seen(causal, window, q_positions, k_positions, q_segment_ids, k_segment_ids)
     if implementation == "blocked":
         return _blocked(q, k, v, bias, seen, scale)
@@ -125,8 +128,8 @@ def _check(q: Array, k: Array, window: int | None, q_ids: Any, k_ids: Any, imple
         raise ValueError("segments of queries and of keys come together: pass q_segment_ids and k_segment_ids")
     if implementation not in ("auto", "xla", "blocked", "cudnn"):
         raise ValueError(f"unknown implementation {implementation!r}; choose auto, xla, blocked or cudnn")
-    if implementation == "cudnn" and jax.default_backend() != "gpu":
-        raise ValueError(f"implementation 'cudnn' needs an NVIDIA GPU, and this is a {jax.default_backend()}: use auto")
+    if implementation == "cudnn" and (here := platform.traced_for()) != "gpu":
+        raise ValueError(f"implementation 'cudnn' needs an NVIDIA GPU, and this is for a {here}: use auto")
 
 
 class _Seen:

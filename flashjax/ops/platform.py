@@ -1,6 +1,14 @@
-"""The platform that a function is traced for."""
+"""The platform that a function is traced for, and what functions choose for it."""
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
 
 import jax
+
+Choices = dict[str, set[str]]
+"""By setting, what `auto` has been."""
+_choices: ContextVar[Choices | None] = ContextVar("choices", default=None)
 
 
 def traced_for() -> str:
@@ -9,3 +17,25 @@ def traced_for() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def chosen(setting: str, value: str) -> None:
+    """Says that `setting`, which was left to the platform or to shapes, is `value` in what is being traced."""
+    if (choices := _choices.get()) is not None:
+        choices.setdefault(setting, set()).add(value)
+
+
+@contextlib.contextmanager
+def choices() -> Iterator[Choices]:
+    """What is `chosen` while the block traces; of a function that JAX has traced before it hears nothing."""
+    made: Choices = {}
+    token = _choices.set(made)
+    try:
+        yield made
+    finally:
+        _choices.reset(token)
+
+
+def in_words(choices: Mapping[str, Collection[str]]) -> str:
+    """'attention paired; implementation blocked and xla', '' where nothing was chosen."""
+    return "; ".join(f"{setting} {' and '.join(sorted(values))}" for setting, values in sorted(choices.items()))

@@ -132,6 +132,7 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
     places = [
         topology.name,
         topology.kind,
+        topology.target,
         len(topology.devices),
         compilers(),
         os.environ.get("LIBTPU_INIT_ARGS"),

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from flashjax.planning.collectives import KINDS as COLLECTIVES
-from flashjax.planning.hlo import Instruction, Module, shape_bytes
+from flashjax.planning.hlo import Instruction, Module
 from flashjax.planning.modules import Place, place_in_hlo
+from flashjax.planning.traffic import traffic
 
 KINDS = ("matmul", "copy", "reduction", "gather and scatter", "elementwise", "collective", "custom call", "other")
 """What an instruction mainly does; a `copy` changes place or order: copies, transpositions, slices, padding."""
@@ -53,7 +54,7 @@ class Cost:
     """Of its result."""
     shape: str
     traffic: int
-    """Bytes that one execution reads from and writes to the device's main memory, operands whole, without padding."""
+    """Bytes that one execution reads from and writes to the device's main memory."""
     overlapped: bool
     """Runs beside others: the compiler starts it and waits for it later."""
     target: str = ""
@@ -65,9 +66,9 @@ class Cost:
         return (self.cycles or 0) * self.executions
 
 
-def costs(module: Module, root: str | Path = "", while_iterations: int = 1) -> list[Cost]:
+def costs(module: Module, root: str | Path = "", while_iterations: int = 1, cache: int = 0) -> list[Cost]:
     """What the instructions of a program's schedule cost, in the order of the schedule; inner ones of fusions are part
-    of theirs. `root` is the directory whose lines are preferred as sources."""
+    of theirs. `root` is the directory whose lines are preferred as sources, `cache` that of `traffic`."""
     found: list[Cost] = []
 
     def visit(name: str, times: int) -> list[Cost]:
@@ -86,7 +87,7 @@ def costs(module: Module, root: str | Path = "", while_iterations: int = 1) -> l
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)
-            elif cost := _cost(module, instruction, by_name, times, str(root)):
+            elif cost := _cost(module, instruction, by_name, times, str(root), cache):
                 made.append(cost)
         return made
 
@@ -95,7 +96,7 @@ def costs(module: Module, root: str | Path = "", while_iterations: int = 1) -> l
 
 
 def _cost(
-    module: Module, instruction: Instruction, by_name: Mapping[str, Instruction], times: int, root: str
+    module: Module, instruction: Instruction, by_name: Mapping[str, Instruction], times: int, root: str, cache: int
 ) -> Cost | None:
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done") or _ALLOCATE in instruction.line:
         return None
@@ -109,29 +110,10 @@ def _cost(
         source=_source(module.source(instruction), root),
         bytes=instruction.bytes,
         shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
-        traffic=_traffic(instruction, by_name),
+        traffic=traffic(module, instruction, by_name, cache),
         overlapped=instruction.opcode.endswith("-start"),
         target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
     )
-
-
-_ARRAY = re.compile(r"[a-z]+\d*\w*\[[^\]]*\](?:\{[^}]*\})?")
-_ELSEWHERE = re.compile(r"S\([1-9]\d*\)")  # a memory space other than 0, which is the main memory
-
-
-def _traffic(instruction: Instruction, by_name: Mapping[str, Instruction]) -> int:
-    def main(shape: str) -> int:
-        return sum(shape_bytes(array) for array in _ARRAY.findall(shape) if not _ELSEWHERE.search(array))
-
-    base = instruction.opcode.removesuffix("-start")
-    if base == "copy" and base != instruction.opcode:  # (to, from, context)
-        return main(instruction.shape)
-    operands = [by_name[name].shape for name in instruction.operands if name in by_name]
-    if base in ("slice", "dynamic-slice", "gather"):  # a part of what they read
-        arrays = _ARRAY.findall(instruction.shape)
-        part = min((shape_bytes(a) for a in arrays if shape_bytes(a) > 8), default=0)
-        return part * sum(1 for shape in (arrays[-1] if arrays else "", operands[0] if operands else "") if main(shape))
-    return main(instruction.shape) + sum(map(main, operands))
 
 
 def kind_of(module: Module, instruction: Instruction) -> str:

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.extend import core
 
 import flashjax
 from flashjax.data import described
+from flashjax.ops.platform import Choices
 from flashjax.planning import activations, collectives, cycles, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
@@ -68,7 +68,7 @@ def plan_and_program(
     """`make`, with the compiled step (None where it does not fit) and what it is compiled from."""
     experiment = build(launcher_build, config)
     program = Program(experiment, topology.devices)
-    traced = _traced(program)
+    traced = program.traced_step.jaxpr
     compiled, wanted = None, None
     try:
         compiled = compile_for(program.lower_step(), topology, cache)
@@ -84,14 +84,15 @@ def plan_and_program(
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "batch_size": experiment.train_data.batch_size,
         "device_batch": experiment.train_data.batch_size // shards,
+        "choices": {setting: sorted(values) for setting, values in program.choices.items()},
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
         "versions": compilers(),
         "compile_seconds": compiled.seconds if compiled else None,
-        "notes": _notes(experiment, compiled, wanted),
+        "notes": _notes(experiment, compiled, wanted, topology),
     }
-    costs = cycles.costs(compiled.module, ROOT) if compiled and topology.platform == "tpu" else []
+    costs = cycles.costs(compiled.module, ROOT, cache=topology.cache) if compiled and topology.platform != "cpu" else []
     plan["flops"] = _flops(traced)
-    plan["flops"]["useful"] = _useful(launcher_build, config, topology, plan["flops"])
+    plan["flops"]["useful"] = _useful(launcher_build, config, program, plan["flops"])
     plan["modules"] = _modules(program, traced, costs, shards)
     plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
     plan["memory"] = _memory(program, compiled, wanted, topology)
@@ -100,12 +101,7 @@ def plan_and_program(
     return plan, compiled, program
 
 
-def _traced(program: Program) -> core.ClosedJaxpr:
-    batch = program.abstract_batch(program.experiment.train_data.spec)
-    return jax.make_jaxpr(program.step_fn)(program.abstract_state, batch)
-
-
-def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None) -> list[str]:
+def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None, topology: Topology) -> list[str]:
     notes = []
     if isinstance(experiment.train_data, described.Described):
         notes.append("The data were not opened: shapes are those of the configuration.")
@@ -116,6 +112,12 @@ def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None
         )
     elif unknown := _unknown_loops(compiled):
         notes.append(f"{unknown} loops of unknown length are counted once.")
+    if topology.platform == "gpu":
+        notes.append(
+            "The memory of a GPU is the share that JAX takes of it (XLA_PYTHON_CLIENT_MEM_FRACTION). On a GPU kernels "
+            "are tried out and chosen when a program is compiled, here by rule: memory may differ somewhat. Floors "
+            "leave out what can lie in the L2 cache, and take NVLink for the way between hosts too."
+        )
     return notes
 
 
@@ -135,14 +137,20 @@ def _flops(traced: core.ClosedJaxpr) -> dict[str, int]:
     return {part: int(found[part]) for part in modules.PASSES} | {"all": int(sum(found.values()))}
 
 
-def _useful(launcher_build: Build, config: Any, topology: Topology, flops: dict[str, int]) -> int:
+def _useful(launcher_build: Build, config: Any, program: Program, flops: dict[str, int]) -> int:
     """What utilisation is of: nothing that is computed again, and of a model that can be laid out in ways that multiply
     by ones and zeros, the FLOPs of its plain one."""
     model: Any = getattr(config, "model", None)
-    if not hasattr(model, "plain"):
+    if not hasattr(model, "plain") or _is_plain(model, program.choices):
         return flops["all"] - flops["recomputed"]
     plain = dataclasses.replace(config, model=model.plain())
-    return _flops(_traced(Program(build(launcher_build, plain), topology.devices)))["all"]
+    return _flops(Program(build(launcher_build, plain), program.mesh.devices.flat).traced_step.jaxpr)["all"]
+
+
+def _is_plain(model: Any, choices: Choices) -> bool:
+    """Whether the plain form is what runs, by the model's settings or by what `auto` has been chosen as."""
+    plain, settings = model.plain(), (f.name for f in dataclasses.fields(model))
+    return all(getattr(plain, s) == getattr(model, s) or choices.get(s) == {getattr(plain, s)} for s in settings)
 
 
 def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost], shards: int) -> list[dict[str, Any]]:
@@ -372,7 +380,7 @@ def _frontier(
         changed, jaxpr = config, traced
         if rows:
             changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
-            jaxpr = _traced(Program(build(launcher_build, changed), topology.devices))
+            jaxpr = Program(build(launcher_build, changed), topology.devices).traced_step.jaxpr
         flops = _flops(jaxpr)
         kept = sum(activations.kept(jaxpr).values())
         row = {

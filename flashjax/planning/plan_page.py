@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flashjax.drawing import STYLE, table, text_table
+from flashjax.ops.platform import in_words
 from flashjax.pages import write_page
 from flashjax.planning.plan import Plan, grouped
 from flashjax.training.parameters import human_bytes
@@ -51,11 +52,12 @@ def title(plan: Plan) -> str:
 
 
 def lead(plan: Plan) -> str:
-    """Devices, mesh, batch."""
+    """Devices, mesh, batch, and what the model has chosen for them."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
+    chosen = "".join(f"; chosen here: {words}" for words in [in_words(plan["choices"])] if words)
     return (
         f"{plan['devices']} x {plan['device_kind']}; mesh: {mesh}; {plan['batch_size']} examples a step, "
-        f"{plan['device_batch']} a device"
+        f"{plan['device_batch']} a device{chosen}"
     )
 
 

@@ -1,7 +1,7 @@
 """Machines that are not there: 'v5e:4x4', 'gpu:h100x8' or 'cpu:256' as devices that a program can be compiled for.
 
-The package libtpu compiles for every TPU topology on any Linux machine; a CPU has as many virtual devices as are asked
-for. For GPUs there is no plan yet: the CUDA compiler wants a description of the device that is not here.
+The package libtpu compiles for every TPU topology on any Linux machine, `jax[cuda13]` for GPUs (`gpus`); a CPU has as
+many virtual devices as are asked for.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 
+from flashjax.planning import gpus
 from flashjax.planning.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
-GPUS = ("a100", "h100", "h200", "b200")
 
 
 class TopologyError(ValueError):
@@ -35,17 +35,24 @@ class Topology:
     kind: str
     """`device_kind` of the devices."""
     platform: str
-    """tpu or cpu."""
+    """tpu, gpu or cpu."""
     devices: Sequence[Any]
     """For meshes; they run nothing, a CPU's apart."""
     chip: Chip | None
     """Figures of one device, None for an unknown kind and for a CPU."""
+    cache: int = 0
+    """Bytes of the cache through which a device reads its memory: what lies there need not be read."""
+    target: str = ""
+    """What the compiler was told of a device that it does not know by its kind."""
 
     @functools.cached_property
     def hbm_bytes(self) -> int | None:
-        """Memory of a device that programs can have, by the compiler's own words; None where it has no limit."""
+        """Memory of a device that programs can have, of a TPU by the compiler's own words; None where it has no limit.
+
+        Of a GPU the share that JAX takes: 0.75, or what XLA_PYTHON_CLIENT_MEM_FRACTION says.
+        """
         if self.platform != "tpu":
-            return None if self.chip is None else self.chip.hbm_bytes
+            return None if self.chip is None else int(self.chip.hbm_bytes * gpus.memory_share())
         place = jax.sharding.SingleDeviceSharding(self.devices[0])
         huge = jax.ShapeDtypeStruct((2**38,), jax.numpy.float32)
         try:
@@ -79,8 +86,8 @@ def parse(name: str) -> tuple[str, int]:
     if family == "cpu" and size.isdigit() and int(size) > 0:
         return "cpu", int(size)
     if family == "gpu" and (found := re.fullmatch(r"([a-z]+\d+)x(\d+)", size)) and int(found[2]) > 0:
-        if found[1] not in GPUS:
-            raise ValueError(f"unknown GPU '{found[1]}' in '{name}'; known: {', '.join(GPUS)}")
+        if found[1] not in gpus.GPUS:
+            raise ValueError(f"unknown GPU '{found[1]}' in '{name}'; known: {', '.join(gpus.GPUS)}")
         return "gpu", int(found[2])
     if re.fullmatch(r"(v\d+[a-z]*|tpu\d+x?)", family) and re.fullmatch(r"\d+(x\d+){1,2}", size):
         return "tpu", 0
@@ -112,7 +119,7 @@ def open_topology(name: str) -> Topology:
     """The devices that a name means.
 
     Raises:
-        ValueError: if it is no topology.
+        ValueError: if it is no topology, or GPUs are no whole hosts.
         TopologyError: if its compiler is not installed, with how to get it; or if the compiler has no such topology.
     """
     family, count = parse(name)
@@ -122,11 +129,19 @@ def open_topology(name: str) -> Topology:
             raise TopologyError(f"{name} needs {count} virtual devices, JAX has begun with {len(devices)}")
         return Topology(name, "cpu", "cpu", devices[:count], None)
     if family == "gpu":
-        raise TopologyError(
-            f"{name} is not available: flashjax has no description of that GPU for the CUDA compiler. --plan cpu:N "
-            "shows what needs no compiler of its own"
-        )
+        return _gpu(name, gpus.GPUS[name.split(":")[1].split("x")[0]], count)
     return _tpu(name)
+
+
+def _gpu(name: str, gpu: gpus.Gpu, count: int) -> Topology:
+    if not gpus.installed():
+        raise TopologyError(
+            f"{name} needs the CUDA compiler: pip install 'flashjax[cuda]' (jax[cuda13], about 5 GB, Linux; no GPU). "
+            "Without it --plan cpu:N shows what needs no compiler of its own"
+        )
+    with quiet():
+        devices = gpus.devices(gpu, count)
+    return Topology(name, gpu.kind, "gpu", devices, chip(gpu.kind), gpu.cache, gpus.target_config(gpu))
 
 
 def _tpu(name: str) -> Topology:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from flashjax.ops.platform import in_words
 from flashjax.planning.chips import peak_flops
 from flashjax.training import nonfinite
 from flashjax.training.checkpoints import Checkpoints
@@ -99,6 +100,8 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
         state, step = checkpoints.restore(resumed, program.abstract_state), resumed
         _say(f"resumed at step {step} from {checkpoints.path(step)}")
     flops = program.flops()
+    if program.choices:
+        _say(f"chosen for {program.mesh.devices.flat[0].platform}: {in_words(program.choices)}")
     run.write_config(
         experiment.name,
         config,
@@ -107,6 +110,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
         parameters=sum(x.size for x in jax.tree.leaves(program.abstract_state.params)),
         flops_per_step=flops,
         multipliers=program.objective.multipliers,
+        choices={setting: sorted(values) for setting, values in program.choices.items()},
         **experiment.facts,
     )
     writer = make_writers(config.train.writers, run.path, step if resumed is not None else None, config)

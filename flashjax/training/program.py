@@ -1,6 +1,7 @@
 """The compiled side of an experiment: mesh -> abstract state -> shardings from rules -> jit(init) -> jit(step)."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flashjax.planning.flops import count_flops
+from flashjax.ops import platform
+from flashjax.planning.flops import flops_by
 from flashjax.training import executables, nonfinite
 from flashjax.training.checkpoints import CheckpointError, Checkpoints
 from flashjax.training.experiment import Batch, Experiment, Objective, Pipeline
@@ -117,9 +119,25 @@ class Program:
                 for name, rows in batch.items()
             }
 
+    @functools.cached_property
+    def _tracing(self) -> tuple[jax.stages.Traced, platform.Choices]:
+        with platform.choices() as chosen:
+            batch = self.abstract_batch(self.experiment.train_data.spec)
+            return self.train_step.trace(self.abstract_state, batch), chosen
+
+    @property
+    def traced_step(self) -> jax.stages.Traced:
+        """The train step before it is lowered, traced once."""
+        return self._tracing[0]
+
+    @property
+    def choices(self) -> platform.Choices:
+        """What the train step left to the platform of its devices or to shapes, and what it is."""
+        return self._tracing[1]
+
     def lower_step(self) -> jax.stages.Lowered:
         """The train step as the compiler gets it."""
-        return self.train_step.lower(self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
+        return self.traced_step.lower()
 
     def compile_step(self) -> jax.stages.Compiled:
         """The train step, compiled; or the one in the file that ``--compiled`` names.
@@ -132,7 +150,7 @@ class Program:
 
     def flops(self) -> int:
         """FLOPs of one train step, all devices together, counted from its jaxpr."""
-        return count_flops(self.step_fn, self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
+        return sum(flops_by(self.traced_step.jaxpr, lambda *_: None).values())
 
     def evaluate(
         self,
