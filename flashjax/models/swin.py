@@ -28,6 +28,7 @@ from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.loop import KEPT, in_turns
+from flashjax.ops.platform import chosen
 from flashjax.ops.resize import resize_bicubic
 
 Images = Num[Array | np.ndarray, "B height width chans"]
@@ -107,7 +108,8 @@ class SwinBlock(nn.Module):
             window, shift = min(H, W), 0
         x = win.pad_to_multiple(x, window)
         size = x.shape[1], x.shape[2]
-        if cfg.pairs_windows:
+        chosen("attention", cfg.attention_form)
+        if cfg.attention_form != "windows":
             return self.attend_paired(x, size, window, shift, train)[:, :H, :W]
         x = win.window_partition(win.cyclic_shift(x, shift), window)
         x = with_logical_constraint(x, ("batch", "window", "token", "embed"))

@@ -1,4 +1,4 @@
-"""Attention in the windows of a Swin Transformer, one by one or in pairs.
+"""Attention in the windows of a Swin Transformer, one by one or in pairs, the latter by products or by a kernel.
 
 Shapes: B batch; C channels of a stage; M window side; N = M*M tokens of a window; L windows of a map; h heads; d = C/h
 channels of a head.
@@ -16,6 +16,7 @@ from flashjax.layers.initializers import KERNELS, NORMAL
 from flashjax.layers.watched import show_logits
 from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import paired_windows as paired
+from flashjax.ops import window_kernel
 from flashjax.ops import windows as win
 from flashjax.ops.dense import dot_general
 from flashjax.ops.loop import keep
@@ -125,7 +126,8 @@ class PairedAttention(WindowAttention):
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         count = N // self.window**2
         logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
-        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
+        attend = window_kernel.attend if cfg.attention_form == "kernel" else paired.attend
+        mixed = attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))

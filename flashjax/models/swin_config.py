@@ -54,10 +54,10 @@ class SwinConfig:
     """Never shrinks a window or drops a shift on small maps but pads them, as the official detection backbone does."""
     feature_norms: bool = False
     """Makes a pyramid backbone: a norm on the features of each stage, no final norm, no head."""
-    attention: Literal["auto", "windows", "paired"] = "auto"
+    attention: Literal["auto", "windows", "paired", "kernel"] = "auto"
     """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
-    two in one product, channels before tokens (`flashjax.ops.paired_windows`). auto: paired where the step is for TPUs
-    and attn_drop_rate is 0, windows elsewhere (on a CPU they are faster)."""
+    two in one product, channels before tokens (`flashjax.ops.paired_windows`). kernel: that as a Pallas kernel for TPUs
+    (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs and attn_drop_rate is 0, else windows."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -77,14 +77,14 @@ class SwinConfig:
                 raise ValueError(f"stage {i}: {self.dim(i)} channels do not divide into {heads} heads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
-        if self.attention not in ("auto", "windows", "paired"):
-            raise ValueError(f"attention must be auto, windows or paired, got {self.attention!r}")
+        if self.attention not in ("auto", "windows", "paired", "kernel"):
+            raise ValueError(f"attention must be auto, windows, paired or kernel, got {self.attention!r}")
         if self.blocks not in ("apart", "looped"):
             raise ValueError(f"blocks must be apart or looped, got {self.blocks!r}")
-        if self.attention == "paired" and self.attn_drop_rate:
+        if self.attention in ("paired", "kernel") and self.attn_drop_rate:
             raise ValueError(
-                f"attn_drop_rate {self.attn_drop_rate} needs weights that paired attention does not keep: use "
-                "attention='windows', or 0"
+                f"attn_drop_rate {self.attn_drop_rate} needs weights that attention={self.attention!r} does not keep: "
+                "use attention='windows', or 0"
             )
         if self.version not in (1, 2):
             raise ValueError(f"version must be 1 or 2, got {self.version}")
@@ -136,11 +136,11 @@ class SwinConfig:
         return dataclasses.replace(self, embed_dim=width, num_heads=heads)
 
     @property
-    def pairs_windows(self) -> bool:
-        """Whether attention is paired, on the platform that is traced for."""
-        if self.attention == "auto":
-            return traced_for() == "tpu" and not self.attn_drop_rate
-        return self.attention == "paired"
+    def attention_form(self) -> Literal["windows", "paired", "kernel"]:
+        """What `attention` is on the platform that is traced for."""
+        if self.attention != "auto":
+            return self.attention
+        return "kernel" if traced_for() == "tpu" and not self.attn_drop_rate else "windows"
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""

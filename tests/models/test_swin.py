@@ -283,6 +283,7 @@ def test_impossible_configurations(overrides, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["paired", "kernel"])
 @pytest.mark.parametrize(
     ("version", "options"),
     [
@@ -292,8 +293,8 @@ def test_impossible_configurations(overrides, message):
         (1, {"img_size": 16, "qkv_bias": False, "window_size": 12}),  # the whole map in a window
     ],
 )
-def test_paired_attention_is_the_same_function_of_the_same_parameters(version, options):
-    plain, paired = (small(version, attention=attention, **options) for attention in ("windows", "paired"))
+def test_attention_of_pairs_is_the_same_function_of_the_same_parameters(version, options, form):
+    plain, paired = (small(version, attention=attention, **options) for attention in ("windows", form))
     variables = parameters(plain)
     images = noise(2, *plain.config.image_shape, 3)
     drawn, drawn_paired = (jax.jit(model.init)(jax.random.key(1), images) for model in (plain, paired))
@@ -308,9 +309,10 @@ def test_paired_attention_is_the_same_function_of_the_same_parameters(version, o
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found_gradients, gradients)
 
 
-def test_paired_attention_refuses_dropout_of_weights():
-    with pytest.raises(ValueError, match=r"attn_drop_rate 0\.1"):
-        small(attention="paired", attn_drop_rate=0.1)
+@pytest.mark.parametrize("form", ["paired", "kernel"])
+def test_attention_of_pairs_refuses_dropout_of_weights(form):
+    with pytest.raises(ValueError, match=rf"attn_drop_rate 0\.1 .* attention='{form}'"):
+        small(attention=form, attn_drop_rate=0.1)
 
 
 @pytest.mark.slow
@@ -344,9 +346,10 @@ def test_which_stages_are_loops():
 
 def test_attention_follows_the_platform_that_is_traced_for():
     config = SwinConfig(depths=(2,), num_heads=(2,), embed_dim=16)
-    assert not config.pairs_windows
+    assert config.attention_form == "windows"
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=tpu)):
-        assert config.pairs_windows
-        assert not dataclasses.replace(config, attn_drop_rate=0.1).pairs_windows
-        assert not config.plain().pairs_windows
+        assert config.attention_form == "kernel"
+        assert dataclasses.replace(config, attn_drop_rate=0.1).attention_form == "windows"
+        assert dataclasses.replace(config, attention="paired").attention_form == "paired"
+        assert config.plain().attention_form == "windows"
