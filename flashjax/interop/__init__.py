@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from flashjax import models
-from flashjax.interop import mapping, pretrained, resnet, safetensors, swin, transformer
+from flashjax.interop import mapping, paths, pretrained, resnet, safetensors, swin, transformer
 from flashjax.interop.files import read_state
 from flashjax.interop.mapping import ConversionError
 from flashjax.interop.pretrained import Loaded, save_pretrained
@@ -61,8 +61,8 @@ def from_torch(name: str | nn.Module, state: Mapping[str, Any], **overrides: Any
     """
     model, family = _model(name, overrides)
     abstract = family.abstract(model)
-    leaves = mapping.read(family.table(model), state, mapping.flatten(abstract))
-    return mapping.unflatten(leaves, abstract.keys())
+    leaves = mapping.read(family.table(model), state, paths.flatten(abstract))
+    return paths.unflatten(leaves, abstract.keys())
 
 
 def to_torch(
@@ -84,10 +84,10 @@ def to_torch(
         ConversionError: unknown layout, variables that are not the model's, or a leaf the layout has no name for.
     """
     model, family = _model(name, overrides)
-    expected = mapping.flatten(family.abstract(model))
+    expected = paths.flatten(family.abstract(model))
     table = family.table(model)
     layout = layout or next(iter(table.layouts))
-    return mapping.write(table, layout, mapping.flatten(variables), expected) | family.extras(model, layout)
+    return mapping.write(table, layout, paths.flatten(variables), expected) | family.extras(model, layout)
 
 
 @overload

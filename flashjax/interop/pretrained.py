@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flashjax.interop import gguf, mapping, packages, safetensors, transformer
+from flashjax.interop import gguf, mapping, packages, paths, safetensors, transformer
 from flashjax.interop.files import read_state
 from flashjax.models.transformer import Transformer, TransformerConfig
 
@@ -116,9 +116,9 @@ def save_pretrained(
     """
     model, directory = Transformer(config), Path(directory)
     source = transformer.config_to_hf(config, layout) | entries
-    table, expected = transformer.table(model), mapping.flatten(transformer.abstract(model))
+    table, expected = transformer.table(model), paths.flatten(transformer.abstract(model))
     kind: str = source["model_type"]
-    state = mapping.write(table, kind, mapping.flatten(variables), expected)
+    state = mapping.write(table, kind, paths.flatten(variables), expected)
     for copy in table.layouts[kind].copies:
         del state[copy]  # transformers ties it again
     directory.mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,8 @@ def save_pretrained(
 
 def _variables(model: Transformer, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     abstract = transformer.abstract(model)
-    leaves = mapping.read(transformer.table(model), state, mapping.flatten(abstract))
-    return mapping.unflatten(leaves, abstract.keys())
+    leaves = mapping.read(transformer.table(model), state, paths.flatten(abstract))
+    return paths.unflatten(leaves, abstract.keys())
 
 
 def _replace(config: TransformerConfig, overrides: Mapping[str, Any]) -> TransformerConfig:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flashjax.interop.mapping import Layout, Lookup, Names, Rule, Table, batch_norm, conv, flatten, linear
+from flashjax.interop.paths import flatten
+from flashjax.interop.rules import Layout, Lookup, Names, Rule, Table, batch_norm, conv, linear
 from flashjax.models import registry
 from flashjax.models.resnet import ResNet, ResNetConfig
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flashjax.interop.mapping import KEEP, Grid, Layout, Names, Rule, Table, conv, linear, norm, tensor
+from flashjax.interop.rules import Layout, Names, Rule, Table, conv, linear, norm, tensor
 from flashjax.interop.swin_hints import explain
+from flashjax.interop.transforms import KEEP, Grid
 from flashjax.models.swin import SwinTransformer
 from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import windows

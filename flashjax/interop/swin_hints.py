@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from flashjax.interop.mapping import Lookup
+from flashjax.interop.rules import Lookup
 from flashjax.models import registry
 from flashjax.models.swin_config import SwinConfig
 

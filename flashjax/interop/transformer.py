@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flashjax.interop import mapping
-from flashjax.interop.mapping import ConversionError, Layout, Lookup, Rule, Share, Table
+from flashjax.interop import rules as declare
+from flashjax.interop.mapping import ConversionError
+from flashjax.interop.paths import flatten, unstack
+from flashjax.interop.rules import Layout, Lookup, Names, Rule, Share, Table
+from flashjax.interop.transforms import LINEAR
 from flashjax.layers.extension import Extension
 from flashjax.layers.positions import RopeParameters
 from flashjax.models.transformer import Transformer, TransformerConfig
@@ -47,7 +50,7 @@ def table(model: Transformer) -> Table:
     What a model does with its weights (its mixer, its window) is not asked here, so that a checkpoint can be read into
     one that does something else; `config_to_hf` asks.
     """
-    leaves = list(mapping.unstack(mapping.flatten(abstract(model)), _STACKS))
+    leaves = list(unstack(flatten(abstract(model)), _STACKS))
     everything = Table(_LAYOUTS, _RULES, lambda found, names: [], _STACKS)
     fitting = [name for name in _LAYOUTS if all(everything.place(path, name) for path in leaves)]
     return Table(
@@ -138,29 +141,29 @@ def _window(config: TransformerConfig) -> int | None:
 def _rules() -> list[Rule]:
     block = "layer_{i}"
 
-    def at(gpt2: mapping.Names | None = None, rotary: str = "", only: tuple[str, ...] = _ROTARY) -> dict[str, Any]:
+    def at(gpt2: Names | None = None, rotary: str = "", only: tuple[str, ...] = _ROTARY) -> dict[str, Any]:
         return ({"gpt2": gpt2} if gpt2 else {}) | (dict.fromkeys(only, rotary) if rotary else {})
 
     rules = [
-        *mapping.tensor("embed/embedding", **at("wte.weight", "embed_tokens.weight")),
-        *mapping.tensor("position/embedding", **at("wpe.weight")),
-        *mapping.norm(f"{block}/attn_norm", **at("h.{i}.ln_1", "layers.{i}.input_layernorm")),
-        *mapping.norm(f"{block}/mlp_norm", **at("h.{i}.ln_2", "layers.{i}.post_attention_layernorm")),
-        *mapping.norm("final_norm", **at("ln_f", "norm")),
-        *mapping.tensor("head/kernel", mapping.LINEAR, **at("lm_head.weight", "lm_head.weight")),
+        *declare.tensor("embed/embedding", **at("wte.weight", "embed_tokens.weight")),
+        *declare.tensor("position/embedding", **at("wpe.weight")),
+        *declare.norm(f"{block}/attn_norm", **at("h.{i}.ln_1", "layers.{i}.input_layernorm")),
+        *declare.norm(f"{block}/mlp_norm", **at("h.{i}.ln_2", "layers.{i}.post_attention_layernorm")),
+        *declare.norm("final_norm", **at("ln_f", "norm")),
+        *declare.tensor("head/kernel", LINEAR, **at("lm_head.weight", "lm_head.weight")),
     ]
     for part, name in enumerate(("query", "key", "value")):
         # Kernels lie side by side along their outputs, which are the last dim there, and so do the biases.
         joined = Share("h.{i}.attn.c_attn", part, 3, axis=-1)
-        rules += mapping.linear_untransposed(f"{block}/attn/{name}", **at(joined))
-        rules += mapping.linear(f"{block}/attn/{name}", **at(None, f"layers.{{i}}.self_attn.{name[0]}_proj"))
+        rules += declare.linear_untransposed(f"{block}/attn/{name}", **at(joined))
+        rules += declare.linear(f"{block}/attn/{name}", **at(None, f"layers.{{i}}.self_attn.{name[0]}_proj"))
         norm = at(None, f"layers.{{i}}.self_attn.{name[0]}_norm", only=("qwen3",))
-        rules += mapping.norm(f"{block}/attn/{name}_norm", **norm)
-    rules += mapping.linear_untransposed(f"{block}/attn/out", **at("h.{i}.attn.c_proj"))
-    rules += mapping.linear(f"{block}/attn/out", **at(None, "layers.{i}.self_attn.o_proj"))
+        rules += declare.norm(f"{block}/attn/{name}_norm", **norm)
+    rules += declare.linear_untransposed(f"{block}/attn/out", **at("h.{i}.attn.c_proj"))
+    rules += declare.linear(f"{block}/attn/out", **at(None, "layers.{i}.self_attn.o_proj"))
     for name, gpt2 in (("gate", None), ("up", "h.{i}.mlp.c_fc"), ("down", "h.{i}.mlp.c_proj")):
-        rules += mapping.linear_untransposed(f"{block}/mlp/{name}", **at(gpt2))
-        rules += mapping.linear(f"{block}/mlp/{name}", **at(None, f"layers.{{i}}.mlp.{name}_proj"))
+        rules += declare.linear_untransposed(f"{block}/mlp/{name}", **at(gpt2))
+        rules += declare.linear(f"{block}/mlp/{name}", **at(None, f"layers.{{i}}.mlp.{name}_proj"))
     return rules
 
 

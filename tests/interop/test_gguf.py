@@ -11,7 +11,7 @@ import pytest
 
 from flashjax import interop
 from flashjax.interop import gguf as ours
-from flashjax.interop import mapping
+from flashjax.interop import paths
 from flashjax.interop.transformer import config_from_hf
 from flashjax.layers.positions import rope_frequencies, rotate
 from flashjax.models.transformer import Transformer
@@ -41,7 +41,7 @@ def tensors_of(layout: str) -> dict[str, np.ndarray]:
     """What llama.cpp's converter makes of our random variables, written down independently of the tables."""
     config = CONFIGS[layout]
     result: dict[str, np.ndarray] = {}
-    for path, leaf in mapping.flatten(random(config)).items():
+    for path, leaf in paths.flatten(random(config)).items():
         *parents, last = path.split("/")
         turned = leaf.T if last == "kernel" else leaf
         if path in TOP:

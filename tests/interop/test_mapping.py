@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from flashjax.interop import mapping
-from flashjax.interop.mapping import CONV, KEEP, LINEAR, ConversionError, Fuse, Grid, Layout, Permute, Share, Table
+from flashjax.interop import mapping, paths, rules
+from flashjax.interop.mapping import ConversionError
+from flashjax.interop.rules import Layout, Share, Table
+from flashjax.interop.transforms import CONV, KEEP, LINEAR, Fuse, Grid, Permute, Transform
 
 
 def random(*shape: int) -> np.ndarray:
@@ -26,7 +28,7 @@ def random(*shape: int) -> np.ndarray:
         (Grid(2, 3), (1, 6, 4), [(1, 4, 2, 3)]),
     ],
 )
-def test_transforms_are_invertible(transform: mapping.Transform, leaf: tuple, torch_shapes: list) -> None:
+def test_transforms_are_invertible(transform: Transform, leaf: tuple, torch_shapes: list) -> None:
     original = random(*leaf)
     tensors = transform.to_torch(original)
     assert [tensor.shape for tensor in tensors] == torch_shapes
@@ -36,12 +38,10 @@ def test_transforms_are_invertible(transform: mapping.Transform, leaf: tuple, to
 TABLE = Table(
     layouts={"a": Layout("stem.weight"), "b": Layout("conv1.weight", prefix="net.", outside=("fc.",))},
     rules=[
-        *mapping.conv("stem", a="stem", b="conv1"),
-        *mapping.norm("block_{i}/bn", a="blocks.{i}.bn", b="layer{i+1}.bn1"),
-        *mapping.tensor(
-            "batch_stats/block_{i}/bn/mean", a="blocks.{i}.bn.running_mean", b="layer{i+1}.bn1.running_mean"
-        ),
-        *mapping.linear("head", a="head", b=("fc.x", "fc.y")),
+        *rules.conv("stem", a="stem", b="conv1"),
+        *rules.norm("block_{i}/bn", a="blocks.{i}.bn", b="layer{i+1}.bn1"),
+        *rules.tensor("batch_stats/block_{i}/bn/mean", a="blocks.{i}.bn.running_mean", b="layer{i+1}.bn1.running_mean"),
+        *rules.linear("head", a="head", b=("fc.x", "fc.y")),
     ],
     explain=lambda found, names: [f"head {found('head/kernel')}, stem {found('stem/kernel')}"],
 )
@@ -53,17 +53,17 @@ VARIABLES: dict[str, Any] = {
     },
     "batch_stats": {"block_0": {"bn": {"mean": random(4)}}},
 }
-LEAVES = mapping.flatten(VARIABLES)
+LEAVES = paths.flatten(VARIABLES)
 EXPECTED = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in LEAVES.items()}
 
 
 def test_paths_name_every_collection_but_params() -> None:
     assert "stem/kernel" in LEAVES
     assert "batch_stats/block_0/bn/mean" in LEAVES
-    back = mapping.unflatten(LEAVES, VARIABLES.keys())
+    back = paths.unflatten(LEAVES, VARIABLES.keys())
     assert jax.tree.structure(back) == jax.tree.structure(VARIABLES)
     assert all(a is b for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(VARIABLES), strict=True))
-    assert mapping.unflatten({"scale": 1}, ["params"]) == {"params": {"scale": 1}}
+    assert paths.unflatten({"scale": 1}, ["params"]) == {"params": {"scale": 1}}
 
 
 @pytest.mark.parametrize("layout", ["a", "b"])
@@ -131,9 +131,9 @@ SCANNED_TABLE = Table(
         "apart": Layout("stem.weight"),
     },
     rules=[
-        *mapping.tensor("embed", joined="embed.weight", apart="stem.weight"),
-        *mapping.linear("layer_{i}/query", joined=Share("h.{i}.qk", 0, 2), apart="h.{i}.q"),
-        *mapping.linear("layer_{i}/key", joined=Share("h.{i}.qk", 1, 2), apart="h.{i}.k"),
+        *rules.tensor("embed", joined="embed.weight", apart="stem.weight"),
+        *rules.linear("layer_{i}/query", joined=Share("h.{i}.qk", 0, 2), apart="h.{i}.q"),
+        *rules.linear("layer_{i}/key", joined=Share("h.{i}.qk", 1, 2), apart="h.{i}.k"),
     ],
     explain=lambda found, names: [f"query {found('layer_0/query/kernel')}"],
     stacks={"layers": "layer_{i}"},
@@ -145,7 +145,7 @@ SCANNED = {
     "layers/key/kernel": random(2, 3, 4) + 1,
     "layers/key/bias": random(2, 4) + 1,
 }
-LAYERS = mapping.unstack(SCANNED, SCANNED_TABLE.stacks)
+LAYERS = paths.unstack(SCANNED, SCANNED_TABLE.stacks)
 
 
 def shapes_of(leaves: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
@@ -157,13 +157,13 @@ def test_stacked_leaves_are_those_of_the_layers() -> None:
         f"layer_{i}/{m}/{p}" for i in (0, 1) for m in ("query", "key") for p in ("kernel", "bias")
     }
     np.testing.assert_array_equal(LAYERS["layer_1/key/bias"], SCANNED["layers/key/bias"][1])
-    back = mapping.stack(LAYERS, SCANNED, SCANNED_TABLE.stacks)
+    back = paths.stack(LAYERS, SCANNED, SCANNED_TABLE.stacks)
     assert list(back) == list(SCANNED)
     for path, leaf in SCANNED.items():
         np.testing.assert_array_equal(back[path], leaf)
-    assert mapping.unstack(shapes_of(SCANNED), SCANNED_TABLE.stacks) == shapes_of(LAYERS)
+    assert paths.unstack(shapes_of(SCANNED), SCANNED_TABLE.stacks) == shapes_of(LAYERS)
     with pytest.raises(ValueError, match="no layer 'layer_0/key/bias' to stack into 'layers/key/bias'"):
-        mapping.stack({}, ["layers/key/bias"], SCANNED_TABLE.stacks)
+        paths.stack({}, ["layers/key/bias"], SCANNED_TABLE.stacks)
 
 
 @pytest.mark.parametrize("layout", ["joined", "apart"])

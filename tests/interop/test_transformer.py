@@ -13,7 +13,7 @@ import pytest
 import tyro
 
 from flashjax import interop, models
-from flashjax.interop import ConversionError, mapping, transformer
+from flashjax.interop import ConversionError, paths, transformer
 from flashjax.interop.__main__ import convert
 from flashjax.interop.transformer import config_from_hf, config_to_hf
 from flashjax.layers.positions import RopeParameters
@@ -119,8 +119,8 @@ def test_there_and_back_scanned_or_not(layout: str, config: TransformerConfig, b
 
     together = interop.from_torch(Transformer(scanned(config)), state)
     assert together["params"]["layers"]["attn"]["query"]["kernel"].shape[0] == 2
-    leaves = mapping.unstack(mapping.flatten(together), {"layers": "layer_{i}"})
-    assert_same(mapping.unflatten(leaves, ["params"]), original)
+    leaves = paths.unstack(paths.flatten(together), {"layers": "layer_{i}"})
+    assert_same(paths.unflatten(leaves, ["params"]), original)
     again = interop.to_torch(Transformer(scanned(config)), together, layout)
     assert list(again) == list(state) or again.keys() == state.keys()
     assert all(array.tobytes() == state[name].tobytes() for name, array in again.items())
