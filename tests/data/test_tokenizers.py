@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from flashjax.data import Tokenizer, open_tokenizer
-from flashjax.data import tokenizers as module
 from flashjax.data.tokenizers import from_gguf
+from flashjax.data.tokenizers.byte_level import byte_alphabet
 
 for _package in ("sentencepiece", "tokenizers", "gguf"):
     pytest.importorskip(_package, reason="the extra `text` is not installed")
@@ -256,7 +256,7 @@ def test_a_mask_token_may_be_named(paths):
     ],
 )
 def test_where_gguf_vocabularies_cut_text(tmp_path, split, pieces):
-    alphabet = {value: char for char, value in module._byte_alphabet().items()}
+    alphabet = {value: char for char, value in byte_alphabet().items()}
     space, newline = alphabet[b" "], alphabet[b"\n"]
     merged = ["12", "123", "ab", f"{space}ab", newline * 2]
     tokens = [alphabet[bytes([value])] for value in range(256)] + merged
