@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from flashjax.data.token_store import Documents
+
 
 def picture(seed: int, width: int = 40, height: int = 32) -> Image.Image:
     """A smooth colour picture: waves whose direction and colour depend on the seed."""
@@ -119,3 +121,24 @@ def write_records(
             writer.add_examples({split: [{key: record[key] for key in features}]})
     writer.close_all()
     return directory
+
+
+def texts(count: int = 30, seed: int = 0) -> list[str]:
+    """Document d holds one letter alone, so that a token tells its document."""
+    rng = np.random.default_rng(seed)
+    return [chr(ord("A") + d) * int(rng.integers(1, 60)) for d in range(count)]
+
+
+def equal(one, other) -> bool:
+    """Whether two batches hold the same."""
+    return one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
+
+
+def forbid(*_):
+    raise AssertionError("read although there is a cache")
+
+
+def documents(lengths) -> Documents:
+    """Every token is another number, from 1000 on."""
+    ends = np.cumsum(lengths)
+    return Documents("numbers", 1000 + np.arange(ends[-1], dtype=np.uint32), ends - lengths, ends)
