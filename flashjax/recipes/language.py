@@ -188,8 +188,15 @@ def workdir(config: Any, program: str) -> str:
 
 def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:
     """Fits, tries the model on a prompt, draws the report and says where everything is."""
-    result = training.fit(built, watchdog)
     config: Any = built.config
+    if jax.process_index() == 0:
+        print(
+            f"{built.name} ({config.preset}): {built.facts['dataset']}, {built.facts['train_tokens']:,} tokens; "
+            f"{built.steps} steps of {built.train_data.batch_size} rows of {config.data.length} tokens, held out every "
+            f"{built.eval_every}; all in {built.workdir}",
+            flush=True,
+        )
+    result = training.fit(built, watchdog)
     figures = {"tokens/s": f"{result.examples_per_second * config.data.length:.0f}"}
     if "loss" in result.metrics:
         figures = {"held-out perplexity": f"{np.exp(result.metrics['loss']):.3f}", **figures}

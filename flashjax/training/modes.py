@@ -105,6 +105,7 @@ def finish(
     watched = read_json_lines(workdir / "watch.jsonl")
     write_report(workdir / "report.html", experiment.name, metrics, predictions, lines, samples, watched)
     if samples:
-        print("\n".join(samples[0]), end="\n\n")
+        given, made = samples[0]
+        print(f"\n  what was given\n{given}\n\n  what the model made of it\n{made}\n")
     width = max(map(len, [*lines, *(further or {})]))
     print("\n".join(f"  {name:{width}}  {text}" for name, text in {**lines, **(further or {})}.items()))
