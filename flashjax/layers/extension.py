@@ -5,8 +5,7 @@ d(i, j) a pair is given instead and which pairs are seen at all, so that no dist
 A rule is made of parts: in each, queries and keys stand at positions a(i) and b(j) with d(i, j) = a(i) - b(j), so that
 they can be rotated one by one; where a further part holds, its logits replace those of the part before.
 
-Shapes: B batch, Q queries, K keys, H query heads, Hk key-value heads, D width of a query and key head, E of a value
-head.
+Shapes: B batch, Q queries, K keys.
 """
 
 import dataclasses
@@ -14,17 +13,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flashjax.layers.positions import RopeParameters, rope_frequencies, rotate
+from flashjax.layers.positions import RopeParameters
 
 Kind = Literal["none", "window", "sinks", "lambda", "rerope", "leaky_rerope", "self_extend", "dual_chunk"]
-HIDDEN = -1e30
-BLOCK = 256
-"""Queries whose logits are held at once."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +153,9 @@ def parts(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool =
             return [plain, *mirrored(i // G + w - w // G, j // G, j // G + w - w // G, i // G)]
         case "dual_chunk":
             s, L, w = e.chunk or 1, e.length or 0, e.local
-            chunks = i[:, :, None] // s - j[:, None, :] // s
+            chunks, within = i[:, :, None] // s - j[:, None, :] // s, j % s
             before = xp.where(i % s < w, s + i % s, L - 1)
-            return [(None, i % s, j % s), (chunks == 1, before, j % s), (chunks > 1, zero_i + L - 1, j % s)]
+            return [(None, i % s, within), (chunks == 1, before, within), (chunks > 1, zero_i + L - 1, within)]
     raise AssertionError(e.kind)
 
 
@@ -176,94 +171,9 @@ def seen(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool = 
     return mask
 
 
-def attend(
-    q: Float[Array, "B Q H D"],
-    k: Float[Array, "B K Hk D"],
-    v: Float[Array, "B K Hk E"],
-    q_positions: Int[Array, "B Q"],
-    k_positions: Int[Array, "B K"],
-    k_valid: Bool[Array, "B K"],
-    rope: RopeParameters | None,
-    extension: Extension,
-    causal: bool = True,
-    *,
-    q_segment_ids: Int[Array, "B Q"] | None = None,
-    k_segment_ids: Int[Array, "B K"] | None = None,
-    length: int | Int[Array, ""] | None = None,
-    interleaved: bool = False,
-    scale: float | None = None,
-    block: int = BLOCK,
-) -> Float[Array, "B Q H E"]:
-    """o_i = sum_j softmax_j(scale lambda_i q_i . R(d(i, j)) k_j) v_j over the keys that i sees, on unrotated q and k.
-
-    Logits and softmax are float32, and no more than ``block`` queries' logits are held at once.
-
-    Args:
-        q_positions, k_positions: i and j, from 0 in each segment.
-        k_valid: False for slots of a cache that are not filled, and for padding.
-        rope: None: no positions (d does not matter).
-        q_segment_ids, k_segment_ids: a query sees keys of its own segment, 0 none; both or neither.
-        length: for `dynamic` and `longrope`, the length that angles are made for; default K: the sequence in a forward
-            pass, the capacity of a cache in decoding. With one length a cached decoding equals the forward pass; with
-            one that grows it could not, since what earlier tokens left was made with other angles.
-        scale: of the logits; default D^-1/2.
-
-    Returns attention in v's dtype; 0 for a query that sees nothing.
-    """
-    B, Q, H, D = q.shape
-    K, Hk, E = k.shape[1], k.shape[2], v.shape[3]
-    if H % Hk:
-        raise ValueError(f"{H} query heads do not divide into {Hk} key-value heads")
-    if (q_segment_ids is None) != (k_segment_ids is None):
-        raise ValueError("segments of queries and of keys come together: pass q_segment_ids and k_segment_ids")
-    unit = D**-0.5 if scale is None else scale
-    turn = _turner(rope, D, K if length is None else length, interleaved)
-    e = extension if rope is not None else dataclasses.replace(extension, **_masks_alone(extension))
-
-    # Keys are rotated once for each b(j); it is the same in several parts of some rules.
-    ends = [part[2] for part in parts(e, q_positions[:, :1], k_positions, causal)]
-    keys = [turn(k, at) for at in ends]
-
-    def of(q: Array, i: Array, ids: Array | None) -> Array:
-        """Attention of some queries [B, n, H, D]."""
-        logits = None
-        for (where, at, _), key in zip(parts(e, i, k_positions, causal), keys, strict=True):
-            turned = turn(q, at).reshape(B, -1, Hk, H // Hk, D)
-            s = jnp.einsum("bqhgd,bkhd->bhgqk", turned, key, preferred_element_type=jnp.float32)
-            logits = s if logits is None or where is None else jnp.where(where[:, None, None], s, logits)
-        assert logits is not None
-        mask = seen(e, i, k_positions, causal) & k_valid[:, None, :]
-        if ids is not None and k_segment_ids is not None:
-            mask &= (ids[:, :, None] == k_segment_ids[:, None, :]) & (ids[:, :, None] > 0)
-        factor = unit * log_n(e, mask.sum(-1))[:, None, None, :, None]
-        logits = jnp.where(mask[:, None, None], logits * factor, HIDDEN)
-        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), HIDDEN / 2)))
-        total = weights.sum(-1)
-        o = jnp.einsum("bhgqk,bkhe->bqhge", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        o = o / jnp.where(total > 0, total, 1).transpose(0, 3, 1, 2)[..., None]
-        return o.reshape(B, -1, H, E).astype(v.dtype)
-
-    if block >= Q:
-        return of(q, q_positions, q_segment_ids)
-    count = -(-Q // block)
-
-    def blocks(x: Array | None) -> Array | None:
-        if x is None:
-            return None
-        x = jnp.pad(x, ((0, 0), (0, count * block - Q), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(B, count, block, *x.shape[2:]), 1, 0)
-
-    given = (blocks(q), blocks(q_positions), blocks(q_segment_ids))
-    o = jax.lax.map(jax.checkpoint(lambda x: of(*x)), given)  # [count, B, block, H, E]
-    return jnp.moveaxis(o, 0, 1).reshape(B, count * block, H, E)[:, :Q]
-
-
-def _turner(rope: RopeParameters | None, D: int, length: int | Array, interleaved: bool):
-    """(x [B, N, H, D], positions [B, N]) -> x rotated."""
-    if rope is None:
-        return lambda x, at: x
-    frequencies, scale = rope_frequencies(rope, D, length)
-    return lambda x, at: rotate(x, at, frequencies, scale, interleaved)
+def applied(extension: Extension, rope: RopeParameters | None) -> Extension:
+    """The rule, or without positions what remains of it."""
+    return extension if rope is not None else dataclasses.replace(extension, **_masks_alone(extension))
 
 
 def _masks_alone(e: Extension) -> dict[str, object]:

@@ -12,6 +12,7 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.ops.dense import dot_general
+from flashjax.ops.gate import gated
 from flashjax.ops.loop import keep
 
 
@@ -75,10 +76,10 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N C"], train: bool = False) -> Float[Array, "B N C"]:
         dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general=dot_general)
-        activate, gated = ACTIVATIONS[self.activation]
+        activate, has_gate = ACTIVATIONS[self.activation]
         hidden = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
-        if gated:
-            hidden = activate(dense(self.hidden, kernel_init=self.kernel_init, name="gate")(x)) * hidden
+        if has_gate:
+            hidden = gated(activate, dense(self.hidden, kernel_init=self.kernel_init, name="gate")(x), hidden)
         else:
             hidden = activate(hidden)
         hidden = with_logical_constraint(hidden, ("batch", "length" if x.shape[1] > 1 else None, "mlp"))

@@ -353,6 +353,34 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+Turn = tuple[Float[Array, "*b N pairs"], Float[Array, "*b N pairs"]]
+"""Cosines and sines of the angles that tokens are turned by."""
+
+
+def rotary_turn(
+    positions: Int[Array, "*b N"] | Float[Array, "*b N"] | None,
+    inverse_frequencies: Frequencies,
+    attention_scale: float = 1.0,
+    below: int | None = None,
+) -> Turn:
+    """The turns of positions, to be shared by all layers.
+
+    `below`: positions are whole numbers below it, whose turns come out of a table that is a constant of the program;
+    positions of None are then all of them, 0, 1, 2 ... Angles that a program makes itself, XLA for CPUs makes anew
+    wherever it multiplies by them, for each row and head: most of the time of a rotation.
+    """
+    if below is None:
+        assert positions is not None
+        angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies
+        return attention_scale * jnp.cos(angles), attention_scale * jnp.sin(angles)
+    host = (
+        np if isinstance(inverse_frequencies, np.ndarray) else jnp
+    )  # some kinds make their frequencies in the program
+    angles = host.arange(below, dtype=np.float32)[:, None] * inverse_frequencies
+    cos, sin = (jnp.asarray(np.float32(attention_scale) * turn(angles)) for turn in (host.cos, host.sin))
+    return (cos, sin) if positions is None else (jnp.take(cos, positions, axis=0), jnp.take(sin, positions, axis=0))
+
+
 def rotate(
     x: Float[Array, "B N H D"],
     positions: Int[Array, "#B N"] | Int[Array, "N"] | Float[Array, "#B N"] | Float[Array, "N"],
@@ -360,14 +388,18 @@ def rotate(
     attention_scale: float = 1.0,
     interleaved: bool = False,
 ) -> Float[Array, "B N H D"]:
-    """RoPE: (x_a, x_b) of pair i at position m become (x_a cos - x_b sin, x_b cos + x_a sin) of the angle m theta_i.
+    """RoPE: `turned` by the angles of positions, which may be fractions. Source: Su et al. 2021, section 3.2."""
+    return turned(x, rotary_turn(positions, inverse_frequencies, attention_scale), interleaved)
+
+
+def turned(x: Float[Array, "B N H D"], turn: Turn, interleaved: bool = False) -> Float[Array, "B N H D"]:
+    """(x_a, x_b) of pair i at position m become (x_a cos - x_b sin, x_b cos + x_a sin) of the angle m theta_i.
 
     Pairs are dims (i, i + R/2) as in Hugging Face's models, or (2i, 2i + 1) if ``interleaved`` as in the paper; dims
-    from R on pass as they are. Positions may be fractions. Source: Su et al. 2021, section 3.2.
+    from R on pass as they are.
     """
-    R = 2 * inverse_frequencies.shape[0]
-    angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies  # [(B) N R/2]
-    cos, sin = (attention_scale * turn(angles)[..., None, :] for turn in (jnp.cos, jnp.sin))
+    R = 2 * turn[0].shape[-1]
+    cos, sin = (part[..., None, :] for part in turn)
     rotated = x[..., :R].astype(jnp.float32)
     if interleaved:
         a, b = rotated[..., 0::2], rotated[..., 1::2]

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from flashjax.layers.embedding import Head, Table, project
 from flashjax.layers.initializers import KERNELS
 from flashjax.layers.norm import NORMS
-from flashjax.layers.positions import positions_of
+from flashjax.layers.positions import Turn, positions_of, rope_frequencies, rotary_turn
 from flashjax.layers.residual import Residual
 from flashjax.models.flash_attention import GatedAttention
 from flashjax.models.flash_config import FlashConfig, lucidrains
@@ -164,6 +164,16 @@ class Flash(nn.Module):
         behind = positions_of(segment_ids[:, ::-1])[:, ::-1]
         return (positions + 1 + behind).astype(jnp.float32)
 
+    @nn.nowrap
+    def _turn(self, context: Context, N: int, mode: Mode) -> Turn | None:
+        """What all units turn their queries and keys by."""
+        cfg = self.config
+        if not cfg.rotary_dim:
+            return None
+        frequencies, _ = rope_frequencies({"partial_rotary_factor": cfg.rotary}, cfg.head_dim)
+        positions = context["positions"] if mode == "step" or context["segment_ids"] is not None else None
+        return rotary_turn(positions, frequencies, below=None if mode == "step" else N)
+
     @nn.compact
     def _run(
         self, tokens: Tokens, cache: Cache | None, context: Context, mode: Mode, train: bool = False
@@ -171,7 +181,8 @@ class Flash(nn.Module):
         """Embedding, units, last norm, head: (logits, of one token a row when decoding, and the states after it)."""
         cfg, N = self.config, tokens.shape[1]
         self._check_length(N, "a sequence of")
-        context = {**context, "n": self._n(context["positions"], context["segment_ids"], tokens.shape)}
+        n = self._n(context["positions"], context["segment_ids"], tokens.shape)
+        context = {**context, "n": n, "turn": self._turn(context, N, mode)}
         embed = Table(cfg.vocab_size, cfg.width, name="embed")()
         x = embed[tokens].astype(cfg.dtype)
         if cfg.sinusoidal:

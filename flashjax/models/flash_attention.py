@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from flashjax.layers.initializers import KERNELS, NORMAL
-from flashjax.layers.positions import rope_frequencies, rotate, t5_bucket
+from flashjax.layers.positions import Turn, t5_bucket, turned
 from flashjax.layers.watched import show_logits
 from flashjax.models.flash_config import FlashConfig
 from flashjax.models.stack import Context, Mode, length_name
 from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
 from flashjax.ops.dense import dot_general
+from flashjax.ops.gate import gated, silu
 
 
 class RelativeBias(nn.Module):
@@ -67,27 +68,23 @@ class GatedAttention(nn.Module):
             nn.Dense, dtype=cfg.dtype, kernel_init=KERNELS[cfg.initializer], dot_general=dot_general
         )
         names = ("batch", length_name(X.shape[1]), "mlp")
-        U = with_logical_constraint(jax.nn.silu(dense(cfg.inner, name="gate")(X)), names)
-        V = with_logical_constraint(jax.nn.silu(dense(cfg.inner, name="value")(X)), names)
-        Z = jax.nn.silu(dense(cfg.head_dim, name="shared")(X))
+        gate = with_logical_constraint(dense(cfg.inner, name="gate")(X), names)  # U before its silu
+        V = with_logical_constraint(silu(dense(cfg.inner, name="value")(X)), names)
+        Z = silu(dense(cfg.head_dim, name="shared")(X))
         # A softmax wants logits that tell keys apart from the start; squared ReLU begins with its bias.
         gamma_init = nn.initializers.ones if cfg.kind == "gau" else NORMAL
         gamma = self.param("gamma", gamma_init, (cfg.projections, cfg.head_dim)).astype(Z.dtype)
         beta = self.param("beta", nn.initializers.zeros, (cfg.projections, cfg.head_dim)).astype(Z.dtype)
-        heads = [self.turn(gamma[i] * Z + beta[i], context["positions"]) for i in range(cfg.projections)]
+        heads = [self.turn(gamma[i] * Z + beta[i], context["turn"]) for i in range(cfg.projections)]
         bias = RelativeBias(cfg, name="relative") if cfg.bias_kind != "none" else None
         # Of pairs inside chunks, too, where kind is flash; squared ReLU has other factors in place of 1 / sqrt(s).
         show_logits(self, heads[0][:, :, None], heads[1][:, :, None], cfg.head_dim**-0.5)
         attend = self.mixed_chunk if cfg.kind == "flash" else self.quadratic
         AV, state = attend(heads, V, bias, state, context)
-        return dense(cfg.width, name="out")(U * AV), state
+        return dense(cfg.width, name="out")(gated(jax.nn.silu, gate, AV)), state
 
-    def turn(self, x: Float[Array, "B N s"], positions: Int[Array, "*b N"]) -> Float[Array, "B N s"]:
-        cfg = self.config
-        if not cfg.rotary_dim:
-            return x
-        frequencies, _ = rope_frequencies({"partial_rotary_factor": cfg.rotary}, cfg.head_dim)
-        return rotate(x[:, :, None], positions, frequencies, interleaved=cfg.rotary_interleaved)[:, :, 0]
+    def turn(self, x: Float[Array, "B N s"], turn: Turn | None) -> Float[Array, "B N s"]:
+        return x if turn is None else turned(x[:, :, None], turn, self.config.rotary_interleaved)[:, :, 0]
 
     def weigh(self, qk: Array, b: Any, n: Any) -> Array:
         """Weights of logits; of gau what softmax is taken of."""
@@ -133,7 +130,7 @@ class GatedAttention(nn.Module):
             b = jax.vmap(lambda p: jax.lax.dynamic_slice(behind, (capacity - 1 - p,), (capacity,)))(p)
         A = self.weigh(jnp.einsum("bs,bjs->bj", Q, keys, preferred_element_type=jnp.float32), b, context["n"])
         A = jax.nn.softmax(jnp.where(seen, A, ops.HIDDEN)) if cfg.kind == "gau" else jnp.where(seen, A, 0)
-        out = jnp.einsum("bj,bje->be", A.astype(V.dtype), values)
+        out = ops.weighted_sum(A.astype(V.dtype), values).astype(V.dtype)
         return out[:, None], state | {"key": keys, "value": values}
 
     def mixed_chunk(self, heads: list[Array], V: Array, bias: Any, state: Any, context: Context) -> tuple[Array, Any]:

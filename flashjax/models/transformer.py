@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.layers.bias import AlibiBias, BucketBias
 from flashjax.layers.embedding import Head, Table, project
+from flashjax.layers.extended_attention import key_copies
 from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
-from flashjax.layers.positions import alibi_slopes, positions_of
+from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn
 from flashjax.layers.residual import Residual
-from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack
-from flashjax.models.transformer_attention import Attention
+from flashjax.models.stack import STACKED, Cache, Context, Mode, apply_layers, length_name, stack
+from flashjax.models.transformer_attention import Attention, angles_length
 from flashjax.models.transformer_config import TransformerConfig
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
@@ -120,7 +121,9 @@ class Transformer(nn.Module):
         heads = cfg.group if mixer.grouped else cfg.heads
         # The cache of keys and values is as large as a model: it is kept in the compute dtype.
         dtype = {"dtype": jnp.dtype(cfg.dtype)} if mixer.name == "softmax" else {}
-        state = {"mixer": mixer.initial_state(batch, heads, cfg.dim, cfg.dim, capacity, **dtype)}
+        rope = cfg.rope if cfg.position == "rope" else None
+        copies = key_copies(cfg.extension, rope) if cfg.extension.kind != "none" else 1
+        state = {"mixer": mixer.initial_state(batch, heads, copies * cfg.dim, cfg.dim, capacity, **dtype)}
         for name, width in (("query_conv", cfg.heads), ("key_conv", cfg.group), ("value_conv", cfg.group)):
             if mixer.short_conv:
                 state[name] = jnp.zeros((batch, mixer.short_conv - 1, width * cfg.dim), cfg.dtype)
@@ -147,6 +150,18 @@ class Transformer(nn.Module):
         if cfg.position == "learned" and length > cfg.max_length:
             raise ValueError(f"{what} {length} but there are {cfg.max_length} learned positions: raise max_length")
 
+    @nn.nowrap
+    def _turn(self, N: int, context: Context, mode: Mode, cache: Cache | None) -> Turn | None:
+        """What all layers turn their queries and keys by."""
+        cfg = self.config
+        if cfg.position != "rope" or cfg.extension.kind != "none":
+            return None
+        first = None if cache is None else cache[STACKED if cfg.scan_layers else "layer_0"]
+        frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, angles_length(N, first))
+        ids = context["segment_ids"]
+        positions = context["positions"] if mode == "step" or ids is not None else None
+        return rotary_turn(positions, frequencies, attention_scale, None if mode == "step" else N)
+
     @nn.compact
     def _run(
         self, tokens: Tokens, cache: Cache | None, context: Context, mode: Mode, train: bool = False
@@ -171,7 +186,7 @@ class Transformer(nn.Module):
                 bias = BucketBias(table, bidirectional=not cfg.causal, max_distance=cfg.t5_max_distance)
         x = nn.Dropout(cfg.dropout_rate, deterministic=not train)(x)
         x = with_logical_constraint(x, ("batch", length_name(N), "embed"))
-        context = {"valid": None, "bias": bias, **context}
+        context = {"valid": None, "bias": bias, "turn": self._turn(N, context, mode, cache), **context}
 
         layers = [(cfg, mode, train, not cfg.scan_layers and i == cfg.depth - 1) for i in range(cfg.depth)]
         x, new = apply_layers(Block, layers, cfg.scan_layers, cfg.remat, x, cache, context)

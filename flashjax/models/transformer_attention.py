@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 
 from flashjax.layers.attention import Mixer
 from flashjax.layers.attention.softmax import Softmax
-from flashjax.layers.extension import attend, log_n
+from flashjax.layers.extended_attention import attend, attend_cached, keys_to_keep
+from flashjax.layers.extension import log_n
 from flashjax.layers.norm import RMSNorm
-from flashjax.layers.positions import rope_frequencies, rotate
+from flashjax.layers.positions import turned
 from flashjax.layers.short_conv import ShortConv
 from flashjax.layers.watched import show_logits
 from flashjax.models.stack import Context, Mode, length_name
@@ -80,15 +81,12 @@ class Attention(nn.Module):
             k = _unit(k) * math.sqrt(cfg.dim)
         if mixer.unit_queries:
             q, k = _unit(q), _unit(k)
-        # Angles that depend on the length are made for all that a cache has room for: the same at every step.
-        length = N if self.mode == "full" or mixer.name != "softmax" else state["mixer"]["key"].shape[2]
         if cfg.extension.kind != "none":
-            o, new_state["mixer"] = self._extended(q, k, v, state, context, length)
+            o, new_state["mixer"] = self._extended(q, k, v, state, context)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
             return self.out(o), (None if self.mode == "full" else new_state)
         if cfg.position == "rope" and not (self.last and cfg.full_last):
-            frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, length)
-            q, k = (rotate(y, context["positions"], frequencies, attention_scale) for y in (q, k))
+            q, k = (turned(y, context["turn"]) for y in (q, k))
         if cfg.extension.log_n != "none" and (self.last or not cfg.full_last):
             seen = _seen(cfg, getattr(mixer, "window", 0), context["positions"], context["segment_ids"])
             q = (q * log_n(cfg.extension, seen)[..., None, None]).astype(q.dtype)
@@ -117,28 +115,39 @@ class Attention(nn.Module):
             o = jax.nn.silu(self.gate(x)) * o
         return self.out(o), (None if self.mode == "full" else new_state)
 
-    def _extended(self, q: Array, k: Array, v: Array, state: Any, context: Context, length: int):
-        """(attention by `extension`, the mixer's state after it: its keys are not rotated)."""
+    def _extended(self, q: Array, k: Array, v: Array, state: Any, context: Context):
+        """(attention by `extension`, the mixer's state after it: its keys are `keys_to_keep`)."""
         cfg, mixer, (B, N) = self.config, self.mixer, q.shape[:2]
         positions, ids = jnp.broadcast_to(context["positions"], (B, N)), context["segment_ids"]
-        k_positions, valid, new = positions, jnp.ones((B, N), bool), None
-        if self.mode == "prefill":
-            valid, new = context["valid"], mixer.fill(k, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
-        elif self.mode == "step":
-            new = mixer.append(state["mixer"], k[:, 0], v[:, 0])  # type: ignore[attr-defined]
-            k, v = new["key"].swapaxes(1, 2).astype(q.dtype), new["value"].swapaxes(1, 2).astype(v.dtype)
-            k_positions = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
-            valid = k_positions <= positions
-        names = ("batch", length_name(N), "heads", None)
-        q, k, v = (with_logical_constraint(y, names) for y in (q, k, v)) if self.mode != "step" else (q, k, v)
         rope = cfg.rope if cfg.position == "rope" else None
         scale = mixer.scale or None  # type: ignore[attr-defined]
+        length, new = angles_length(N, state), None
+        if self.mode != "full":
+            kept = keys_to_keep(k, positions, rope, cfg.extension, length)
+        if self.mode == "step":
+            new = mixer.append(state["mixer"], kept[:, 0], v[:, 0])  # type: ignore[attr-defined]
+            values = new["value"].astype(v.dtype)
+            at = positions[:, 0]
+            o = attend_cached(q[:, 0], new["key"], values, at, rope, cfg.extension, length=length, scale=scale)
+            return o[:, None], new
+        valid = jnp.ones((B, N), bool)
+        if self.mode == "prefill":
+            valid, new = context["valid"], mixer.fill(kept, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
+        names = ("batch", length_name(N), "heads", None)
+        q, k, v = (with_logical_constraint(y, names) for y in (q, k, v))
         arguments: Any = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length, "scale": scale}
-        return attend(q, k, v, positions, k_positions, valid, rope, cfg.extension, cfg.causal, **arguments), new
+        return attend(q, k, v, positions, positions, valid, rope, cfg.extension, cfg.causal, **arguments), new
 
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
         y, state = conv(x, segment_ids, state, valid)
         return jax.nn.silu(y), state
+
+
+def angles_length(tokens: int, state: Any) -> int:
+    """The length that angles are made for, where they depend on it: the row's, or all that a layer's cache of keys has
+    room for, which is the same at every step."""
+    mixer = state["mixer"] if state is not None else {}
+    return mixer["key"].shape[-2] if "key" in mixer else tokens
 
 
 def _unit(x: Float[Array, "B N H D"]) -> Float[Array, "B N H D"]:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flashjax.layers.extension import Extension, attend, distances
+from flashjax.layers.extended_attention import attend
+from flashjax.layers.extension import Extension, distances
 from flashjax.layers.positions import RopeParameters
 
 ROPE = RopeParameters()

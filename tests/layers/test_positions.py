@@ -14,9 +14,11 @@ from flashjax.layers.positions import (
     alibi_slopes,
     positions_of,
     rope_frequencies,
+    rotary_turn,
     rotate,
     sinusoidal,
     t5_bucket,
+    turned,
 )
 
 D, S, L = 16, 4.0, 64
@@ -112,6 +114,18 @@ def test_rotation_is_multiplication_by_a_unit_complex_number(interleaved):
     np.testing.assert_allclose(got[..., a], z.real, atol=2e-4)
     np.testing.assert_allclose(got[..., b], z.imag, atol=2e-4)
     np.testing.assert_array_equal(got[..., 8:], x[..., 8:])
+
+
+@pytest.mark.parametrize("made", ["by the host", "by the program"])
+def test_turns_out_of_a_table_are_those_of_the_positions(made):
+    """Of all positions in order, and of some, as in packed rows."""
+    x = jax.random.normal(jax.random.key(0), (2, 9, 3, D))
+    frequencies = THETA.astype(np.float32) if made == "by the host" else jnp.asarray(THETA, jnp.float32)
+    packed = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    for positions in (None, packed):
+        turn = jax.jit(lambda p: rotary_turn(p, frequencies, 0.5, below=9))(positions)
+        expected = rotate(x, jnp.arange(9) if positions is None else positions, frequencies, 0.5)
+        np.testing.assert_allclose(turned(x, turn), expected, atol=1e-6)
 
 
 def test_rotated_products_depend_on_the_distance_alone():

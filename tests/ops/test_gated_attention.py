@@ -45,6 +45,24 @@ def test_squared_relu():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("G", [1, 2, 7, 19])
+def test_sums_of_the_chunks_before_in_runs(G):
+    """Runs of 3, of 9 and of 27 chunks; gradients are the sums of those behind."""
+    x, ct = np.random.default_rng(G).normal(size=(2, 2, G, S, E)).astype(np.float32)
+    found, pull = jax.vjp(jax.jit(functools.partial(ops.sums_before, run=3)), x)
+    np.testing.assert_allclose(found, np.cumsum(x, 1) - x, atol=1e-5)
+    behind = np.cumsum(ct[:, ::-1], 1)[:, ::-1] - ct
+    np.testing.assert_allclose(pull(ct)[0], behind, atol=1e-5)
+
+
+@pytest.mark.parametrize("K", [8, 6])
+def test_a_weighted_sum_by_parts_and_whole(K):
+    rng = np.random.default_rng(K)
+    a, v = rng.normal(size=(B, K)).astype(np.float32), rng.normal(size=(B, K, E)).astype(np.float32)
+    found = ops.weighted_sum(jnp.asarray(a), jnp.asarray(v), part=4)
+    np.testing.assert_allclose(found, np.einsum("bj,bje->be", a, v), atol=1e-5)
+
+
 def segments(seed: int) -> np.ndarray:
     """Rows cut at random, some segments longer than several chunks, some of one token; padding behind."""
     rng = np.random.default_rng(seed)

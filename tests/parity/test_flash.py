@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flashjax.layers.positions import rope_frequencies, rotary_turn
 from flashjax.models.flash import Flash, FlashConfig, Unit, lucidrains
 
 REASON = "parity needs the extra: pip install 'flashjax[parity]'"
@@ -114,7 +115,11 @@ def test_unit(case):
     params = convert_unit(arrays(module))
     ids = None if real == N else jnp.asarray(mask, jnp.int32)
     positions = jnp.arange(N) if ids is None else jnp.broadcast_to(jnp.arange(N), (2, N))
-    context = {"positions": positions, "segment_ids": ids, "n": float(N)}
+    turn = None
+    if config.rotary_dim:
+        frequencies, _ = rope_frequencies({"partial_rotary_factor": config.rotary}, config.head_dim)
+        turn = rotary_turn(None, frequencies, below=N)
+    context = {"positions": positions, "segment_ids": ids, "n": float(N), "turn": turn}
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params):
