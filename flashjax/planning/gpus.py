@@ -19,6 +19,9 @@ from flashjax.planning.chips import CHIPS
 HOST = 8
 """GPUs of a host, which NVLink joins."""
 KiB, MiB = 2**10, 2**20
+OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+"""Of the compiler. Products go to cuBLAS: the tiles of its own kernels are found by trying them on a device, and those
+that it takes untried do not fit all products (it then ends with an error, of a Swin's for one)."""
 
 
 @dataclass(frozen=True)
