@@ -123,7 +123,8 @@ class RunConfig:
     """Print the parameter table (path, shape, dtype, sharding, bytes a device) and exit."""
     plan: str | None = None
     """Show what a train step takes on machines that are not there (memory, time, collectives), and exit: v5e:4x4,
-    cpu:256; several with commas. Needs pip install 'flashjax[plan]' for TPUs. See docs/plan.md."""
+    gpu:h100x8, cpu:256; several with commas. Needs pip install 'flashjax[plan]' for TPUs, 'flashjax[cuda]' for GPUs.
+    See docs/plan.md."""
     search: bool = False
     """With --plan: find the largest batch of each remat policy by compiling, not by an estimate; takes minutes."""
     save: str | None = None
