@@ -143,10 +143,9 @@ def attend_cached(
     rule = parts(e, i, j)
     ends, which = _ends(rule)
     turned = [turn(q[:, None], a)[:, 0].reshape(B, Hk, H // Hk, D) for _, a, _ in rule]
-    before = [
-        jnp.pad(x, ((0, 0),) * 3 + ((n * D, (len(ends) - 1 - n) * D),)) for x, n in zip(turned, which, strict=True)
-    ]
-    s = jnp.einsum("bhpgd,bhkd->bhpgk", jnp.stack(before, 2), keys.astype(q.dtype), preferred_element_type=jnp.float32)
+    sides = [(n * D, (len(ends) - 1 - n) * D) for n in which]
+    queries = [jnp.pad(x, ((0, 0), (0, 0), (0, 0), side)) for x, side in zip(turned, sides, strict=True)]
+    s = jnp.einsum("bhpgd,bhkd->bhpgk", jnp.stack(queries, 2), keys.astype(q.dtype), preferred_element_type=jnp.float32)
     logits = s[:, :, 0]
     for n, (where, _, _) in enumerate(rule[1:], 1):
         logits = jnp.where(where[:, :, None], s[:, :, n], logits)
@@ -167,11 +166,8 @@ def _weights(logits: Float[Array, "*b K"], mask: Host) -> tuple[Float[Array, "*b
 
 def _ends(rule: list[Part]) -> tuple[list[Any], list[int]]:
     """(the different b(j) of a rule, the number of each part's among them): keys are rotated once for each."""
-    ends: list[Any] = []
-    for _, _, b in rule:
-        if not any(b is end for end in ends):
-            ends.append(b)
-    return ends, [next(n for n, end in enumerate(ends) if end is b) for _, _, b in rule]
+    ends = {id(b): b for _, _, b in rule}
+    return list(ends.values()), [list(ends).index(id(b)) for _, _, b in rule]
 
 
 def _turner(rope: RopeParameters | None, D: int, length: int | Array, interleaved: bool):
