@@ -8,5 +8,16 @@ WHOLE = frozenset({"all-reduce", "collective-permute"})
 of the batch."""
 LOOPED = ("--model.blocks", "looped")
 """Less to compile."""
+PLAIN = ("--model.attention", "windows")
+"""What does not depend on how attention is laid out for TPUs: norms, MLPs, merging, the optimizer."""
 
-PODS = {"tiny_1k v5e:4x4": Pod(LAUNCHER, ("--preset", "tiny_1k", *LOOPED), "v5e:4x4", WHOLE)}
+
+def _swin(topology: str, preset: str, *flags: str) -> Pod:
+    return Pod(LAUNCHER, ("--preset", preset, *flags), topology, WHOLE)
+
+
+PODS = {
+    "tiny_1k v5e:4x4": _swin("v5e:4x4", "tiny_1k", *LOOPED),
+    "tiny_1k v5p:2x2x1 plain": _swin("v5p:2x2x1", "tiny_1k", "--data.batch_size", "256", *PLAIN),
+    "base_1k v5e:4x4 plain": _swin("v5e:4x4", "base_1k", "--data.batch_size", "512", *PLAIN),
+}
