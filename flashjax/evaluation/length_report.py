@@ -112,7 +112,8 @@ def write_figure(
         ("repeated_accuracy", "Repeated text", "accuracy on the same tokens where their text came once before"),
     ):
         parts.append(f'<h2>{words} by length</h2><p class="note">{note}</p><section class="charts">')
-        ceiling = _ceiling(found, key)
+        curves_of = [[line[key] for line in rows] for rows in found.values()]
+        ceiling = _room(curves_of) if key == "loss" else (0.0, max(0.1, *(y for curve in curves_of for y in curve)))
         for heading, names in shown.items():
             curves = {name: [(line["length"], line[key]) for line in found[name]] for name in names}
             doublings = [line["length"] for line in found[names[0]]]
@@ -121,12 +122,12 @@ def write_figure(
     parts.append('<h2>Loss by position</h2><p class="note">at the longest, with the method made for it</p>')
     parts.append('<section class="charts">')
     size = max(1, training_length // 2)
-    ceiling = _ceiling(found, "loss")
+    by_place = {
+        name: [(x - size / 2, y) for x, y in by_bucket(rows[-1]["by_position"], size)] for name, rows in found.items()
+    }
+    ceiling = _room([[y for _, y in curve] for curve in by_place.values()])
     for heading, names in shown.items():
-        curves = {
-            name: [(x - size / 2, y) for x, y in by_bucket(found[name][-1]["by_position"], size)] for name in names
-        }
-        parts.append(line_chart(heading, curves, "position", y_range=ceiling))
+        parts.append(line_chart(heading, {name: by_place[name] for name in names}, "position", y_range=ceiling))
     parts.append("</section>")
     words = "Share of the key's tokens that are right, by its depth in the text (rows) and by length (columns)."
     words += f" Guessing finds {chance:.0%}." if chance else ""
@@ -150,13 +151,10 @@ def _families(found: Mapping[str, Sequence[Line]]) -> dict[str, list[str]]:
     return groups or {"Nothing is changed": plain}
 
 
-def _ceiling(found: Mapping[str, Sequence[Line]], key: str) -> tuple[float, float]:
-    """A range in which methods that work can be told apart: what explodes is drawn at its rim."""
-    values = [line[key] for rows in found.values() for line in rows if math.isfinite(line[key])]
-    if key != "loss":
-        return 0.0, max(*values, 0.1)
-    start = [rows[0][key] for rows in found.values()]
-    return min(values), max(min(max(values), 2 * max(start)), max(start) + 0.1)
+def _room(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """A range in which methods that work can be told apart: what explodes after its start is drawn at the rim."""
+    values, start = [y for curve in curves for y in curve if math.isfinite(y)], max(curve[0] for curve in curves)
+    return min(values), max(min(max(values), 2 * start), start + 0.1)
 
 
 def _places(depths: int) -> list[int]:
