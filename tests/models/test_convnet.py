@@ -26,10 +26,11 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("config", [ConvNetConfig(), ConvNetConfig(7, (3, 4, 5), (5, 3, 2), (2, 1, 3))])
 def test_it_is_a_network_of_convolutions(config):
     images = jax.random.normal(jax.random.key(0), (3, 28, 23, 2))
-    params = ConvNet(config).init(jax.random.key(1), images)["params"]
-    shapes = jax.tree.map(jnp.shape, Plain(config).init(jax.random.key(1), images)["params"])
+    params = jax.jit(ConvNet(config).init)(jax.random.key(1), images)["params"]
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(Plain(config).init, jax.random.key(1), images)["params"])
     same = jax.tree.map(lambda leaf, shape: leaf.reshape(shape), params, shapes, is_leaf=lambda x: hasattr(x, "ndim"))
-    found, expected = ConvNet(config).apply({"params": params}, images), Plain(config).apply({"params": same}, images)
+    found = jax.jit(ConvNet(config).apply)({"params": params}, images)
+    expected = jax.jit(Plain(config).apply)({"params": same}, images)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

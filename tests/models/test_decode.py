@@ -18,7 +18,7 @@ NEW = 5
 
 @pytest.fixture(scope="module")
 def given():
-    drawn = MODEL.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    drawn = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), drawn)
 

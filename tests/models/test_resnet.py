@@ -71,12 +71,18 @@ def count(model: ResNet) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract(model)["params"]))
 
 
-@pytest.mark.parametrize("name", [*TORCHVISION, *OTHERS])
+def quick_where_shallow(names):
+    """Tracing takes its time by the depth, which is one number of a configuration."""
+    deep = ("44", "56", "101", "110", "152")
+    return [pytest.param(n, marks=pytest.mark.slow) if any(d in n for d in deep) else n for n in names]
+
+
+@pytest.mark.parametrize("name", quick_where_shallow([*TORCHVISION, *OTHERS]))
 def test_parameter_count(name):
     assert count(models.create(name)) == (TORCHVISION | OTHERS)[name]
 
 
-@pytest.mark.parametrize("name", RANDOM_ERASING)
+@pytest.mark.parametrize("name", quick_where_shallow(RANDOM_ERASING))
 def test_parameter_count_of_random_erasing(name):
     counts = [count(models.create(name, num_classes=k, in_chans=c)) for k, c in SETS.values()]
     assert tuple(counts) == RANDOM_ERASING[name]
@@ -257,7 +263,7 @@ def test_without_norms_it_is_fixups_network():
         num_classes=3, depths=(1, 1), widths=(4, 8), stem="cifar", stem_width=4, shortcut="padding", norm="none"
     )
     images = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-    variables = ResNet(config).init(jax.random.key(1), images)
+    variables = jax.jit(ResNet(config).init)(jax.random.key(1), images)
     assert variables.keys() == {"params"}
     maps = jax.jit(lambda v: ResNet(config).apply(v, images, method="features"))
     conv = lambda x, kernel, stride=1: jax.lax.conv_general_dilated(  # noqa: E731
@@ -266,20 +272,24 @@ def test_without_norms_it_is_fixups_network():
     first, second = maps(variables)
     np.testing.assert_allclose(first, nn.relu(conv(images, variables["params"]["stem_conv"]["kernel"])), atol=1e-6)
     np.testing.assert_array_equal(second, np.pad(first[:, ::2, ::2], [(0, 0)] * 3 + [(0, 4)]))
-    assert not ResNet(config).apply(variables, images).any()
+    assert not jax.jit(ResNet(config).apply)(variables, images).any()
 
     leaves, tree = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    p = jax.tree.unflatten(tree, [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
-    x = nn.relu(conv(images, p["stem_conv"]["kernel"]) + p["stem_norm"]["bias"])
-    for stage, stride in ((0, 1), (1, 2)):
-        b = p[f"stage_{stage}"]["block_0"]
-        y = x + b["shift1"]["bias"]
-        shortcut = x if stride == 1 else jnp.pad(y[:, ::2, ::2], [(0, 0)] * 3 + [(0, 4)])
-        y = nn.relu(conv(y, b["conv1"]["kernel"], stride) + b["norm1"]["bias"])
-        y = conv(y + b["shift2"]["bias"], b["conv2"]["kernel"])
-        x = nn.relu(y * b["norm2"]["scale"] + b["norm2"]["bias"] + shortcut)
-    expected = (x.mean((1, 2)) + p["head_shift"]["bias"]) @ p["head"]["kernel"] + p["head"]["bias"]
-    np.testing.assert_allclose(ResNet(config).apply({"params": p}, images, train=True), expected, rtol=1e-5, atol=1e-5)
+    draw = np.random.default_rng(2)
+    p = jax.tree.unflatten(tree, [draw.normal(0, 0.5, x.shape).astype(np.float32) for x in leaves])
+
+    def by_hand(p):
+        x = nn.relu(conv(images, p["stem_conv"]["kernel"]) + p["stem_norm"]["bias"])
+        for stage, stride in ((0, 1), (1, 2)):
+            b = p[f"stage_{stage}"]["block_0"]
+            y = x + b["shift1"]["bias"]
+            shortcut = x if stride == 1 else jnp.pad(y[:, ::2, ::2], [(0, 0)] * 3 + [(0, 4)])
+            y = nn.relu(conv(y, b["conv1"]["kernel"], stride) + b["norm1"]["bias"])
+            y = conv(y + b["shift2"]["bias"], b["conv2"]["kernel"])
+            x = nn.relu(y * b["norm2"]["scale"] + b["norm2"]["bias"] + shortcut)
+        return (x.mean((1, 2)) + p["head_shift"]["bias"]) @ p["head"]["kernel"] + p["head"]["bias"]
+
+    found = jax.jit(lambda p: ResNet(config).apply({"params": p}, images, train=True))(p)
+    np.testing.assert_allclose(found, jax.jit(by_hand)(p), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="norm 'none' is Fixup's network"):
         dataclasses.replace(config, preact=True)
