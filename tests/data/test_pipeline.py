@@ -101,7 +101,7 @@ def test_a_batch_larger_than_a_chunk_and_than_the_set(root):
     assert evaluation.batch(0)["mask"].sum() == 11
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])  # four processes begin
 def test_iteration_equals_random_access_from_any_start(root, workers):
     config = dataclasses.replace(CONFIG, workers=workers)
     train, evaluation, _ = classification(config, str(root), seed=5)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.faults
 BALLAST_MB = 4.0  # a state of 16 MiB, which takes about as long to save as ten steps take
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(22, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(22, marks=pytest.mark.slow)])
 def test_a_kill_within_a_save_loses_at_most_that_save(kills, tmp_path, record_property):
     """Each process saves after every step, so that nearly every moment is within a save."""
     seed = int(os.environ.get("FLASHJAX_FAULT_SEED", time.time_ns() % 2**32))

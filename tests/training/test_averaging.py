@@ -14,6 +14,8 @@ from flashjax.training.sharding import Rule, fsdp, tensor_parallel
 from tests.training.toy import Vectors, experiment
 
 FREE = OptimizerConfig(name="schedule_free_adamw", learning_rate=1e-2, schedule=ScheduleConfig("constant"))
+WHOLE_TENSORS = ("muon", "adafactor", "lamb", "lars", "novograd", "prodigy")
+"""Algorithms whose update of one number asks for others, which a mesh may hold elsewhere."""
 
 
 def test_a_moving_average_by_hand_and_its_warm_up():
@@ -68,7 +70,9 @@ def test_schedule_free_begins_at_pretrained_parameters(tmp_path):
         np.testing.assert_array_equal(kernel, 0.5)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("adamw", *WHOLE_TENSORS) else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS]
+)
 def test_every_algorithm_steps_on_a_mesh_as_on_one_device(name, tmp_path):
     rules = (Rule("dense/kernel", tensor_parallel(1)), Rule(".*", fsdp))
     momentum = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}

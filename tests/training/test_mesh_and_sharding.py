@@ -1,5 +1,7 @@
 """Meshes and sharding rules: shapes, refusals, and equality of a step on every mesh with one device."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,19 @@ def test_lint_names_dead_rules_and_large_whole_tensors():
         shardings_for(TREE, (Rule("kernel", fsdp),), mesh)
 
 
+@functools.cache
+def first_step(config, accumulate=1, one_device=False):
+    """(parameters, average, running mean, figures) after it."""
+    rules = (Rule("dense/kernel", tensor_parallel(1)), Rule(".*", fsdp))
+    # With the usual eps Adam's first update is the gradient's sign, which rounding may turn where it is near zero.
+    optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
+    made = experiment("unused", mesh=config, rules=rules, accumulate=accumulate, ema_decay=0.9, optimizer=optimizer)
+    program, data = Program(made, jax.devices()[:1] if one_device else None), made.train_data
+    state, metrics = program.train_step(program.init(), program.put(data.batch(0), data.spec))
+    figures = metrics["loss"], metrics["grad_norm"]
+    return jax.tree.map(np.asarray, (state.params, state.ema, state.collections, figures))
+
+
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -78,20 +93,8 @@ def test_lint_names_dead_rules_and_large_whole_tensors():
     ids=str,
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_on_any_mesh_equals_one_device(mesh, accumulate, tmp_path):
-    rules = (Rule("dense/kernel", tensor_parallel(1)), Rule(".*", fsdp))
-
-    def first_step(config, accumulate, devices=None):
-        # With the usual eps Adam's first update is the gradient's sign, which rounding may turn where it is near zero.
-        optimizer = OptimizerConfig(learning_rate=1e-2, eps=1e-2)
-        made = experiment(tmp_path, mesh=config, rules=rules, accumulate=accumulate, ema_decay=0.9, optimizer=optimizer)
-        program, data = Program(made, devices), made.train_data
-        state, metrics = program.train_step(program.init(), program.put(data.batch(0), data.spec))
-        figures = metrics["loss"], metrics["grad_norm"]
-        return jax.tree.map(np.asarray, (state.params, state.ema, state.collections, figures))
-
-    alone = first_step(MeshConfig(), 1, jax.devices()[:1])
-    sharded = first_step(mesh, accumulate)
+def test_a_step_on_any_mesh_equals_one_device(mesh, accumulate):
+    alone, sharded = first_step(MeshConfig(), one_device=True), first_step(mesh, accumulate)
     if accumulate > 1:  # a running mean moves once a micro-batch
         alone, sharded = ([tree for i, tree in enumerate(trees) if i != 2] for trees in (alone, sharded))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), alone, sharded)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from flashjax.layers.positions import rope_frequencies, rotate
+from flashjax.layers.positions import rope_frequencies, rotary_turn, rotate
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.resnet import ResNet, ResNetConfig
 from flashjax.models.stack import stack
@@ -96,7 +96,8 @@ def test_figures_by_hand():
     line, state, batch, program = one_device()
     experiment = program.experiment
     params, tokens = state.params, batch["tokens"]
-    context = {"positions": jnp.arange(N)[None], "segment_ids": None, "bias": None, "valid": None}
+    turn = rotary_turn(None, *rope_frequencies(MODEL.rope, MODEL.dim), below=N)
+    context = {"positions": jnp.arange(N)[None], "segment_ids": None, "bias": None, "valid": None, "turn": turn}
     blocks = [
         lambda x, i=i: Block(MODEL).apply({"params": params[f"layer_{i}"]}, x, None, context)[0] for i in range(2)
     ]
@@ -152,7 +153,7 @@ def test_figures_by_hand():
     np.testing.assert_allclose(line["logit_rms/layer_1"], np.sqrt(np.square(logits).mean()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_scanned_layers_have_the_figures_of_layers_apart(remat):
     apart, state, *_ = one_device()
     scanned = text("unused", dataclasses.replace(SCANNED, remat=remat), MeshConfig(data=1))
@@ -167,7 +168,11 @@ def test_scanned_layers_have_the_figures_of_layers_apart(remat):
 
 @pytest.mark.parametrize(
     ("mesh", "accumulate"),
-    [(MeshConfig(data=2, sequence=2, tensor=2), 1), (MeshConfig(data=2, fsdp=4), 1), (MeshConfig(data=1), 4)],
+    [
+        (MeshConfig(data=2, sequence=2, tensor=2), 1),
+        pytest.param(MeshConfig(data=2, fsdp=4), 1, marks=pytest.mark.slow),
+        (MeshConfig(data=1), 4),
+    ],
 )
 def test_meshes_and_micro_batches_have_the_figures_of_one_device(mesh, accumulate):
     one, state, *_ = one_device(scan=True)
@@ -243,13 +248,14 @@ def images(model) -> Classification:
 @pytest.mark.parametrize(
     ("model", "rows", "with_logits"),
     [
-        (
+        pytest.param(
             SwinTransformer(SwinConfig(img_size=16, patch_size=2, embed_dim=8, depths=(1, 2), num_heads=(1, 2),
                                        window_size=4, num_classes=10, version=2, pretrained_window_sizes=(0, 0),
                                        remat=True)),
             ["patch_embed", "stage_0/block_0", "stage_0/downsample", "stage_1/block_0", "stage_1/block_1", "norm",
              "head"],
             True,
+            marks=pytest.mark.slow,
         ),
         (
             ResNet(ResNetConfig(num_classes=10, depths=(1, 1), widths=(8, 16), stem="cifar", stem_width=8)),
@@ -293,5 +299,6 @@ def test_flash_shows_logits(tmp_path):
 
 
 def test_a_negative_watch_is_refused(tmp_path):
+    built = toy.experiment(tmp_path, steps=1)
     with pytest.raises(ValueError, match="watch is -1"):
-        fit(text(tmp_path, watch=-1))
+        fit(dataclasses.replace(built, config=dataclasses.replace(built.config, watch=-1)))

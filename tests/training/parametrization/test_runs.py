@@ -53,6 +53,7 @@ def equal(ours, theirs, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), ours, theirs)
 
 
+@pytest.mark.slow
 def test_drawn_on_a_mesh_as_on_one_device():
     preset = ParametrizationConfig(preset="orthogonal", rules=("mlp/ distribution=normal std=0.1",))
     of = functools.partial(experiment, preset, name="transformer_modern")  # of scanned layers
