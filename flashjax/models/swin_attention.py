@@ -1,4 +1,4 @@
-"""Attention in the windows of a Swin Transformer, one by one or in pairs, the latter by products or by a kernel.
+"""Attention in the windows of a Swin Transformer: one by one, in pairs, or by a kernel.
 
 Shapes: B batch; C channels of a stage; M window side; N = M*M tokens of a window; L windows of a map; h heads; d = C/h
 channels of a head.
@@ -126,11 +126,42 @@ class PairedAttention(WindowAttention):
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         count = N // self.window**2
         logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
-        attend = window_kernel.attend if cfg.attention_form == "kernel" else paired.attend
-        mixed = attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
+        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
+
+
+class KernelAttention(WindowAttention):
+    """`WindowAttention` with the same parameters, of a whole map (`flashjax.ops.window_kernel`)."""
+
+    window: int = 7
+    """Side of a window."""
+
+    @nn.compact
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "B H W C"], count: int, mask: Float[Array, "L N N"] | None = None
+    ) -> Float[Array, "B H W C"]:
+        """`count` windows of a row make a rectangle of N tokens."""
+        cfg, C = self.config, x.shape[-1]
+        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
+        if cfg.version == 2 and cfg.qkv_bias:
+            bias = self.version_2_bias(C)
+        q, k, v = (
+            keep(x @ columns.astype(cfg.dtype) + shift.astype(cfg.dtype))
+            for columns, shift in zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+        )
+        if cfg.version == 1:
+            q = q * (C // self.heads) ** -0.5
+        else:
+            q, k = (_unit(y.reshape(*y.shape[:-1], self.heads, -1)) for y in (q, k))
+            q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
+            q, k = q.reshape(x.shape), k.reshape(x.shape)
+        logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
+        logit_bias = logit_bias if mask is None else logit_bias + mask[:, None]
+        mixed: Array = window_kernel.attend(q, k, v, logit_bias, (self.window, count * self.window))
+        kernel, bias = Kernel(cfg, C, name="proj")(C)
+        return keep(mixed @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype))
 
 
 class Kernel(nn.Module):

@@ -7,6 +7,7 @@ import numpy as np
 
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
+from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
 
 
@@ -57,7 +58,8 @@ class SwinConfig:
     attention: Literal["auto", "windows", "paired", "kernel"] = "auto"
     """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
     two in one product, channels before tokens (`flashjax.ops.paired_windows`). kernel: that as a Pallas kernel for TPUs
-    (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs and attn_drop_rate is 0, else windows."""
+    (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0 and heads fill the
+    lanes of a TPU (their channels divide 128), windows elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -140,7 +142,8 @@ class SwinConfig:
         """What `attention` is on the platform that is traced for."""
         if self.attention != "auto":
             return self.attention
-        return "kernel" if traced_for() == "tpu" and not self.attn_drop_rate else "windows"
+        fits = all(LANES % (self.dim(i) // heads) == 0 for i, heads in enumerate(self.num_heads))
+        return "kernel" if traced_for() == "tpu" and fits and not self.attn_drop_rate else "windows"
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""

@@ -34,8 +34,10 @@ def _selection(length: int, side: int, shift: int) -> np.ndarray:
 
 
 def _select(equation: str, x: Array, rows: np.ndarray) -> Array:
-    # A product with ones and zeros moves tokens at the speed of the matrix unit, where slices of sublanes crawl. Exact:
-    # each result has one term; float32 needs all of its passes for that.
+    """A product with ones and zeros: it moves tokens at the speed of the matrix unit, where slices of sublanes crawl.
+
+    Exact: each result has one term at most; float32 needs all of its passes for that.
+    """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jnp.einsum(equation, x, jnp.asarray(rows, x.dtype), precision=precision)
 
@@ -63,13 +65,11 @@ def reverse(
 
 @lru_cache(maxsize=64)
 def _offsets(window: int, table_window: int, count: int) -> np.ndarray:
-    """float32 [k, k, 2T-1], keys by queries, for k = `count` windows of side M in a row and a bias table for windows of
-    side T = `table_window`: 1 at the offset of the query from the key, nothing where they are in different windows.
-    """
-    position = np.arange(count * window)
-    offset = position[None, :] % window - position[:, None] % window + table_window - 1
-    one = np.eye(2 * table_window - 1, dtype=np.float32)[offset]
-    return one * (position[:, None] // window == position[None, :] // window)[..., None]
+    """int32 [N, N], keys by queries of a rectangle: the row of the bias table, -1 where two tokens share no window."""
+    row, column = np.divmod(np.arange(count * window**2), count * window)
+    number, column = np.divmod(column, window)
+    down, right = (x[None, :] - x[:, None] + table_window - 1 for x in (row, column))
+    return np.where(number[None, :] == number[:, None], down * (2 * table_window - 1) + right, -1).astype(np.int32)
 
 
 def position_bias(
@@ -79,16 +79,16 @@ def position_bias(
     are in different ones.
 
     The table has (2T-1)^2 rows for a window of side T = `table_window`, as of `windows.relative_position_index`. Looked
-    up by products with ones, whose gradient is a product too: a TPU gathers and scatters numbers one by one.
+    up by a product with ones, whose gradient is a product too: a TPU gathers and scatters numbers one by one.
     """
-    side, heads, tokens = 2 * table_window - 1, table.shape[1], count * window**2
-    square = table.astype(jnp.float32).reshape(side, side, heads)
-    columns = _offsets(window, table_window, count)
-    exact = jax.lax.Precision.HIGHEST
-    bias = jnp.einsum("scb,abh->hasc", columns, square, precision=exact)
-    bias = jnp.einsum("ria,hasc->hrsic", _offsets(window, table_window, 1), bias, precision=exact)
-    apart = np.where(columns.sum(-1) > 0, np.float32(0), np.float32(APART))
-    return (bias + apart[:, None, :]).reshape(1, heads, tokens, tokens)
+    rows, heads, tokens = *table.shape, count * window**2
+    offsets = _offsets(window, table_window, count)
+    one = jnp.asarray(offsets).reshape(1, -1) == jnp.arange(rows)[:, None]
+    bias = jnp.einsum(
+        "oh,op->hp", table.astype(jnp.float32), one.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    apart = np.where(offsets >= 0, np.float32(0), np.float32(APART))
+    return bias.reshape(1, heads, tokens, tokens) + apart
 
 
 def _einsum(equation: str, a: Array, b: Array) -> Array:

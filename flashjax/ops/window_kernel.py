@@ -1,13 +1,20 @@
-"""`flashjax.ops.paired_windows.attend` as a Pallas kernel for TPUs: logits live and die in the chip's own memory.
+"""Attention in windows as a Pallas kernel for TPUs: logits live and die in the chip's own memory.
 
-A turn of the kernel's grid takes the same rectangle of a few images and a few heads. The rectangle is the outermost dim
-of the grid and images the innermost, so that a bias is fetched once, and its gradient summed in place.
+A turn of the kernel's grid takes one rectangle of windows of a few images, and the heads that fill a tile of lanes.
+Rectangles are the outermost dims of the grid and images the innermost, so that a bias is fetched once, and its gradient
+summed in place.
 
-Shapes: B batch; L rectangles of a map; h heads, d channels of a head; N tokens of a rectangle; l is 1 or L.
+The compiler likes maps as [H, W, B, C], where tokens of one image are rows of a stride. Loads and stores with a stride
+are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are not cut apart: a
+product over the channels of one head is that over the whole tile with the others set to 0, which takes the matrix unit
+no longer.
+
+Shapes: B batch; H, W map; C channels; h heads; N tokens of a rectangle; L rectangles of a map; l is 1 or L.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,56 +25,101 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
 
 VMEM_BYTES = 64 * 2**20
 """What a kernel may take of the chip's own memory: half of what the smallest of today's chips have."""
-TURN_BYTES = 12 * 2**20
-"""Of logits in float32 in one turn; the compiler holds several such arrays at once."""
-BODIES = 12
-"""Pairs of a head and a rectangle that a turn writes out: enough for one to hide the waits of another."""
+IMAGES = 8
+"""Of one turn: rows of a tile."""
+Size = tuple[int, int]
+"""Rows and columns."""
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
-    q: Float[Array, "B L h d N"],
-    k: Float[Array, "B L h d N"],
-    v: Float[Array, "B L h d N"],
+    q: Float[Array, "B H W C"],
+    k: Float[Array, "B H W C"],
+    v: Float[Array, "B H W C"],
     bias: Float[Array, "l h N N"],
-) -> Float[Array, "B L h d N"]:
-    """Softmax attention of every rectangle; queries are scaled already.
+    rectangle: Size,
+) -> Float[Array, "B H W C"]:
+    """Softmax attention in every rectangle of a map that is cut into some of that size; queries are scaled already.
 
-    `bias` is float32, [1 or L, h, keys, queries], and added to the logits. Logits and weights are float32; the weights
-    meet the values in their dtype. The backward pass makes them again; nothing but the arguments is kept for it.
-    On a CPU the kernel is interpreted, which is for tests. On a mesh each device computes its own examples and heads.
+    `bias` is float32, keys by queries, and added to the logits, as `paired_windows.position_bias` makes it. Logits and
+    weights are float32; the weights meet the values in their dtype. The backward pass makes them again; nothing but the
+    arguments is kept for it. On a CPU the kernel is interpreted, which is for tests. On a mesh each device computes its
+    own examples and heads.
 
     Raises:
         NotImplementedError: on a GPU.
+        ValueError: where channels of a head do not divide 128.
     """
-    return _on_mesh(_forward, (q, k, v, bias), "xxxb", "x")[0]
+    return _on_mesh(functools.partial(_forward, rectangle), (q, k, v, bias), "xxxb", "x")[0]
 
 
-def _keep_inputs(q: Array, k: Array, v: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
-    return attend(q, k, v, bias), (q, k, v, bias)
+def _keep_inputs(q: Array, k: Array, v: Array, bias: Array, rectangle: Size) -> tuple[Array, tuple[Array, ...]]:
+    return attend(q, k, v, bias, rectangle), (q, k, v, bias)
 
 
-def _pull_back(kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    of_q, of_k, of_v, of_bias = _on_mesh(_backward, (*kept, of_out), "xxxbx", "xxxb")
-    if kept[-1].shape[0] == 1:
-        of_bias = of_bias.sum(0, keepdims=True)
-    return of_q, of_k, of_v, of_bias
+def _pull_back(rectangle: Size, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
+    *of_maps, of_bias = _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), "xxxbx", "xxxb")
+    return *of_maps, of_bias.sum(0, keepdims=True) if kept[-1].shape[0] == 1 else of_bias
 
 
 attend.defvjp(_keep_inputs, _pull_back)
 
 
-def _forward(*arrays: Array) -> tuple[Array, ...]:
-    return _call(_forward_turn, arrays, "xxxb", "x")
+def _forward(rectangle: Size, *arrays: Array) -> tuple[Array, ...]:
+    return _call(_forward_turn, rectangle, arrays, "xxxb", "x")
 
 
-def _backward(*arrays: Array, summed: tuple[str, ...] = ()) -> tuple[Array, ...]:
-    *of_inputs, of_bias = _call(_backward_turn, arrays, "xxxbx", "xxxb")
-    return *of_inputs, jax.lax.psum(of_bias, summed) if summed else of_bias
+def _backward(rectangle: Size, *arrays: Array, summed: tuple[str, ...] = ()) -> tuple[Array, ...]:
+    *of_maps, of_bias = _call(_backward_turn, rectangle, arrays, "xxxbx", "xxxb")
+    return *of_maps, jax.lax.psum(of_bias, summed) if summed else of_bias
+
+
+def _forward_turn(width: int, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None:
+    def attended(queries: Array, keys: Array, values: Array) -> tuple[Array]:
+        mixed = jnp.zeros(queries.shape, jnp.float32)
+        for head in range(bias.shape[0]):
+            own = functools.partial(_own, head, width)
+            weights = _weights(queries, own(keys), bias[head]).astype(v.dtype)
+            mixed += _product(weights, 0, own(values), 0)  # 0 in the lanes of other heads
+        return (mixed,)
+
+    _for_each_image(attended, (q, k, v), (out,))
+
+
+def _backward_turn(
+    width: int, q: Any, k: Any, v: Any, bias: Any, of_out: Any, of_q: Any, of_k: Any, of_v: Any, of_bias: Any
+) -> None:
+    @pl.when(pl.program_id(3) == 0)
+    def _() -> None:
+        of_bias[...] = jnp.zeros_like(of_bias)
+
+    def pulled_back(queries: Array, keys: Array, values: Array, of_mixed: Array) -> tuple[Array, ...]:
+        of_queries, of_keys, of_values = (jnp.zeros(queries.shape, jnp.float32) for _ in range(3))
+        for head in range(bias.shape[0]):
+            own = functools.partial(_own, head, width)
+            weights = _weights(queries, own(keys), bias[head])
+            of_weights = _product(own(values), 1, of_mixed, 1)
+            of_logits = weights * (of_weights - (weights * of_weights).sum(0, keepdims=True))
+            of_bias[head] += of_logits
+            of_logits = of_logits.astype(q.dtype)
+            of_queries += _product(of_logits, 0, own(keys), 0)
+            of_keys += own(_product(of_logits, 1, queries, 0))
+            of_values += own(_product(weights.astype(v.dtype), 1, of_mixed, 0))
+        return of_queries, of_keys, of_values
+
+    _for_each_image(pulled_back, (q, k, v, of_out), (of_q, of_k, of_v))
+
+
+def _weights(queries: Array, keys: Array, bias: Array) -> Array:
+    """Softmax over keys, keys by queries."""
+    logits = _product(keys, 1, queries, 1) + bias
+    weights = jnp.exp(logits - logits.max(0, keepdims=True))
+    return weights * (1 / weights.sum(0, keepdims=True))
 
 
 def _product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:
@@ -75,89 +127,119 @@ def _product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:
     return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _weights(q: Array, k: Array, bias: Array) -> tuple[Array, Array]:
-    """Exponentials of a head's logits, keys by queries, and one over their sums [1, queries]."""
-    logits = _product(k, 0, q, 0) + bias
-    weights = jnp.exp(logits - logits.max(0, keepdims=True))
-    return weights, 1 / weights.sum(0, keepdims=True)
+def _own(head: int, width: int, x: Array) -> Array:
+    """x with the lanes of other heads set to 0."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, jnp.zeros_like(x))
 
 
-def _forward_turn(q: Any, k: Any, v: Any, bias: Any, out: Any) -> None:
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            weights, scale = _weights(q[b, h], k[b, h], bias[h])
-            mixed = _product(v[b, h], 1, weights.astype(v.dtype), 0)  # [d, queries]
-            out[b, h] = (mixed * scale).astype(out.dtype)
-
-
-def _backward_turn(
-    q: Any, k: Any, v: Any, bias: Any, of_out: Any, of_q: Any, of_k: Any, of_v: Any, of_bias: Any
+def _for_each_image(
+    compute: Callable[..., tuple[Array, ...]], inputs: tuple[Any, ...], outputs: tuple[Any, ...]
 ) -> None:
-    @pl.when(pl.program_id(2) == 0)
-    def _() -> None:
-        of_bias[...] = jnp.zeros_like(of_bias)
+    """Computes from and to [N, lanes] of each image of maps [rows, columns, images, lanes]; results are float32."""
+    together = _together(inputs[0].dtype)
 
-    for h in range(q.shape[1]):
-        total = of_bias[h]
-        for b in range(q.shape[0]):
-            weights, scale = _weights(q[b, h], k[b, h], bias[h])
-            weights = weights * scale
-            of_v[b, h] = _product(of_out[b, h], 1, weights.astype(v.dtype), 1).astype(of_v.dtype)
-            of_weights = _product(v[b, h], 0, of_out[b, h], 0)
-            of_logits = weights * (of_weights - (weights * of_weights).sum(0, keepdims=True))
-            total += of_logits
-            of_logits = of_logits.astype(q.dtype)
-            of_q[b, h] = _product(k[b, h], 1, of_logits, 0).astype(of_q.dtype)
-            of_k[b, h] = _product(q[b, h], 1, of_logits, 1).astype(of_k.dtype)
-        of_bias[h] = total
+    def turn(at: Any, _: None) -> None:
+        images = zip(*(_load(ref, at, together) for ref in inputs), strict=True)
+        results = zip(*(compute(*image) for image in images), strict=True)
+        for ref, values in zip(outputs, results, strict=True):
+            _store(ref, at, together, values)
+
+    turns = inputs[0].shape[2] // together
+    if _interpreted():
+        jax.lax.fori_loop(0, turns, turn, None)
+    else:  # written out: a stride must begin where the compiler knows
+        for at in range(turns):
+            turn(at, None)
 
 
-def _call(turn: Any, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
-    """The kernel over a grid of rectangles, groups of heads and groups of images: `x` is shaped as the queries, `b` as
+def _together(dtype: Any) -> int:
+    """Images that share 32 bits; the interpreter has no words, and takes one at a time."""
+    return 1 if _interpreted() else 4 // jnp.dtype(dtype).itemsize
+
+
+def _load(ref: Any, at: Any, together: int) -> tuple[Array, ...]:
+    if _interpreted():
+        return (ref[:, :, at].reshape(-1, ref.shape[-1]),)
+    words, rows = _words(ref, at, together)
+    loaded = words[rows, :]
+    if together == 1:
+        return (loaded,)
+    halves = loaded << 16, loaded & jnp.int32(-(2**16))
+    return tuple(jax.lax.bitcast_convert_type(half, jnp.float32).astype(ref.dtype) for half in halves)
+
+
+def _store(ref: Any, at: Any, together: int, values: tuple[Array, ...]) -> None:
+    if _interpreted():
+        ref[:, :, at] = values[0].astype(ref.dtype).reshape(*ref.shape[:2], -1)
+        return
+    words, rows = _words(ref, at, together)
+    if together == 1:
+        words[rows, :] = values[0].astype(ref.dtype)
+    else:
+        low, high = (jax.lax.bitcast_convert_type(v.astype(ref.dtype).astype(jnp.float32), jnp.int32) for v in values)
+        words[rows, :] = jax.lax.shift_right_logical(low, 16) | high
+
+
+def _words(ref: Any, at: Any, together: int) -> tuple[Any, Any]:
+    """A map as rows of 32 bits, and those of the images that begin at one."""
+    rows, columns, images, lanes = ref.shape
+    stride, tokens = images // together, rows * columns
+    words = ref.bitcast(jnp.int32) if together > 1 else ref
+    return words.reshape(tokens * stride, lanes), pl.ds(at, tokens, stride)
+
+
+def _call(turn: Any, rectangle: Size, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
+    """The kernel over a grid of rectangles, tiles of lanes and groups of images: `x` is shaped as the queries, `b` as
     the bias, of which a result has one for each rectangle."""
-    (B, L, h, d, N), bias = arrays[0].shape, arrays[3]
-    heads, images = _block(B, h, N)
-    grid = (L, h // heads, B // images)
-    shared = bias.shape[0] == 1
-    of_maps = pl.BlockSpec((images, None, heads, d, N), lambda r, g, i: (i, r, g, 0, 0))
-    of_bias = pl.BlockSpec((None, heads, N, N), lambda r, g, i: (0 if shared else r, g, 0, 0))
-    of_sums = pl.BlockSpec((None, heads, N, N), lambda r, g, i: (r, g, 0, 0))
+    (B, H, W, C), dtype, bias = arrays[0].shape, arrays[0].dtype, arrays[3]
+    heads, tokens = bias.shape[1:3]
+    width = C // heads
+    if LANES % width:
+        raise ValueError(
+            f"heads of {width} channels do not divide {LANES} lanes: choose attention='windows' or 'paired'"
+        )
+    tiles, of_tile, batch = -(-C // LANES), min(heads, LANES // width), -(-B // IMAGES) * IMAGES
+    down, across = H // rectangle[0], W // rectangle[1]
+
+    def laid_out(array: Array, kind: str) -> Array:
+        if kind == "b":
+            return jnp.pad(array, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
+        return jnp.pad(array, ((0, batch - B), (0, 0), (0, 0), (0, tiles * LANES - C))).transpose(1, 2, 0, 3)
+
+    def taken_out(array: Array, kind: str) -> Array:
+        return array[:, :heads] if kind == "b" else array.transpose(2, 0, 1, 3)[:B, ..., :C]
+
+    maps = pl.BlockSpec((*rectangle, IMAGES, LANES), lambda r, s, g, i: (r, s, i, g))
+    one = (None, of_tile, tokens, tokens)
+    biases = pl.BlockSpec(one, lambda r, s, g, i: (0 if bias.shape[0] == 1 else r * across + s, g, 0, 0))
+    sums = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
     shapes = {
-        "x": jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype),
-        "b": jax.ShapeDtypeStruct((L, h, N, N), jnp.float32),
+        "x": jax.ShapeDtypeStruct((H, W, batch, tiles * LANES), dtype),
+        "b": jax.ShapeDtypeStruct((down * across, tiles * of_tile, tokens, tokens), jnp.float32),
     }
-    products = 2 if outputs == "x" else 5
-    cost = pl.CostEstimate(
-        flops=products * 2 * B * L * h * d * N * N,
-        transcendentals=B * L * h * N * N,
-        bytes_accessed=sum(a.size * a.dtype.itemsize for a in (*arrays, *(shapes[o] for o in outputs))),
-    )
+    given = [laid_out(array, kind) for array, kind in zip(arrays, inputs, strict=True)]
+    grid = (down, across, tiles, batch // IMAGES)
+    logits = B * down * across * heads * tokens**2
     kernel = pl.pallas_call(
-        turn,
+        functools.partial(turn, width),
         grid=grid,
-        in_specs=[of_maps if i == "x" else of_bias for i in inputs],
-        out_specs=[of_maps if o == "x" else of_sums for o in outputs],
+        in_specs=[maps if i == "x" else biases for i in inputs],
+        out_specs=[maps if o == "x" else sums for o in outputs],
         out_shape=[shapes[o] for o in outputs],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        cost_estimate=cost,
+        cost_estimate=pl.CostEstimate(
+            flops=(2 if outputs == "x" else 5) * 2 * logits * width,
+            transcendentals=logits,
+            bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in (*given, *(shapes[o] for o in outputs))),
+        ),
         interpret=_interpreted(),
         name="window_attention" if outputs == "x" else "window_attention_backward",
         metadata={"turns": str(math.prod(grid))},
     )
-    return tuple(kernel(*arrays))
-
-
-def _block(images: int, heads: int, tokens: int) -> tuple[int, int]:
-    """(heads, images) of one turn: about `BODIES` pairs of them, fewer where logits are large."""
-    most = max(1, min(BODIES, TURN_BYTES // (4 * tokens * tokens)))
-    of_heads = _divisor(heads, most)
-    return of_heads, _divisor(images, most // of_heads)
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(d for d in range(1, max(1, most) + 1) if number % d == 0)
+    return tuple(taken_out(found, kind) for found, kind in zip(kernel(*given), outputs, strict=True))
 
 
 def _interpreted() -> bool:
@@ -172,9 +254,8 @@ def _on_mesh(function: Any, arrays: tuple[Array, ...], inputs: str, outputs: str
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(*arrays)
-    B, _, h, _, _ = arrays[0].shape
-    examples, heads = (_axes(name, size, mesh) for name, size in (("batch", B), ("heads", h)))
-    specs = {"x": PartitionSpec(examples, None, heads), "b": PartitionSpec(None, heads)}
+    examples, heads = _axes("batch", arrays[0].shape[0], mesh), _axes("heads", arrays[3].shape[1], mesh)
+    specs = {"x": PartitionSpec(examples, None, None, heads), "b": PartitionSpec(None, heads)}
     if "b" in outputs:
         function = functools.partial(function, summed=examples)
     in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (inputs, outputs))

@@ -1,8 +1,8 @@
 """A program compiled for devices that need not be there, and kept: the same program is never compiled twice.
 
 What is kept is what a plan reads, the text of the program and the compiler's analysis of its memory, in
-`$FLASHJAX_PLAN_CACHE` (default: ~/.cache/flashjax/plan), under a digest of the program, source lines among it, and of
-the versions of the compilers.
+`$FLASHJAX_PLAN_CACHE` (default: ~/.cache/flashjax/plan), under a digest of the program and of the versions of the
+compilers. Source lines are those of when it was compiled.
 """
 
 import functools
@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import jax
 
-from flashjax.planning import hlo
+from flashjax.planning import hlo, kernels
 from flashjax.planning.topology import Topology, out_of_memory, quiet
 from flashjax.training.executables import compilers
 
@@ -51,6 +52,8 @@ class Compiled:
     """That compiling took, when it was done."""
     kept: bool
     """From the cache."""
+    bundles: dict[str, int] = field(default_factory=dict)
+    """Of the kernels in it, by instruction (`flashjax.planning.kernels`)."""
     executable: Any = field(default=None, repr=False)
     """`jax.stages.Compiled`, unless from the cache."""
 
@@ -78,6 +81,7 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
 
     Raises:
         OutOfMemoryError: if it does not fit a device.
+        ValueError: in other cases in which the compiler ends with an error.
     """
     where = cache_directory() / _digest(lowered, topology)
     if cache and (where / "facts.json").is_file():
@@ -85,24 +89,27 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
         if "wanted" in facts:
             raise OutOfMemoryError(facts["wanted"], facts["there"])
         text = gzip.decompress((where / "program.hlo.gz").read_bytes()).decode()
-        return Compiled(text, Memory(**facts["memory"]) if facts["memory"] else None, facts["seconds"], True)
+        memory = Memory(**facts["memory"]) if facts["memory"] else None
+        return Compiled(text, memory, facts["seconds"], True, facts["bundles"])
+    kernels.reports.take()  # of what was compiled before
     begun = time.perf_counter()
     try:
         with quiet():
-            executable = lowered.compile()
+            executable = lowered.compile(compiler_options=dict(topology.options) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            words = str(error).splitlines()[0][:300]
+            raise ValueError(f"the compiler for {topology.name} ends with an error: {words}") from error
         wanted, there = out_of_memory(str(error))
         if cache:
             _keep(where, {"wanted": wanted, "there": there})
         raise OutOfMemoryError(wanted, there) from None
     seconds, text = time.perf_counter() - begun, executable.as_text() or ""
-    memory = _memory(executable)
+    memory, bundles = _memory(executable), kernels.of(text, kernels.reports.take())
     if cache:
-        facts = {"memory": asdict(memory) if memory else None, "seconds": seconds, "topology": topology.name}
-        _keep(where, facts, gzip.compress(text.encode(), 3))
-    return Compiled(text, memory, seconds, False, executable)
+        facts = {"memory": asdict(memory) if memory else None, "seconds": seconds, "bundles": bundles}
+        _keep(where, facts | {"topology": topology.name}, gzip.compress(text.encode(), 3))
+    return Compiled(text, memory, seconds, False, bundles, executable)
 
 
 def _memory(executable: jax.stages.Compiled) -> Memory | None:
@@ -127,15 +134,20 @@ def _keep(where: Path, facts: dict[str, Any], program: bytes | None = None) -> N
     new.replace(where / "facts.json")  # the last: what is half written is not found
 
 
+_NAME = re.compile(r'loc\("(jit\([^"]*)"\(')  # functions of the call stack stand there too
+
+
 def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
-    text = lowered.as_text(debug_info=True)
+    """Of the program and the names of what is in it; not of source lines, which the way to the compiler changes too."""
+    names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
     places = [
         topology.name,
         topology.kind,
         topology.target,
+        sorted(topology.options.items()),
         len(topology.devices),
         compilers(),
-        os.environ.get("LIBTPU_INIT_ARGS"),
+        kernels.reports.own_flags,
         os.environ.get("XLA_FLAGS"),
     ]
-    return hashlib.sha256(f"{places}\n{text}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{places}\n{names}\n{lowered.as_text()}".encode()).hexdigest()[:32]

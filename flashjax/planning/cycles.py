@@ -9,10 +9,12 @@ as often as it runs, of a conditional the dearest branch counts.
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
+from flashjax.planning import kernels
 from flashjax.planning.collectives import KINDS as COLLECTIVES
 from flashjax.planning.hlo import Instruction, Module
 from flashjax.planning.modules import Place, place_in_hlo
@@ -59,6 +61,8 @@ class Cost:
     """Runs beside others: the compiler starts it and waits for it later."""
     target: str = ""
     """Of a custom call."""
+    scheduled: int | None = None
+    """Cycles of one execution of a Pallas kernel by the compiler's schedule; None where it is not known."""
 
     @property
     def total(self) -> int:
@@ -66,9 +70,16 @@ class Cost:
         return (self.cycles or 0) * self.executions
 
 
-def costs(module: Module, root: str | Path = "", while_iterations: int = 1, cache: int = 0) -> list[Cost]:
+def costs(
+    module: Module,
+    root: str | Path = "",
+    while_iterations: int = 1,
+    cache: int = 0,
+    bundles: Mapping[str, int] = MappingProxyType({}),
+) -> list[Cost]:
     """What the instructions of a program's schedule cost, in the order of the schedule; inner ones of fusions are part
-    of theirs. `root` is the directory whose lines are preferred as sources, `cache` that of `traffic`."""
+    of theirs. `root` is the directory whose lines are preferred as sources, `cache` that of `traffic`, `bundles` those
+    of `kernels`."""
     found: list[Cost] = []
 
     def visit(name: str, times: int) -> list[Cost]:
@@ -88,7 +99,7 @@ def costs(module: Module, root: str | Path = "", while_iterations: int = 1, cach
                 for _, callee in callees:
                     made += visit(callee, times)
             elif cost := _cost(module, instruction, by_name, times, str(root), cache):
-                made.append(cost)
+                made.append(replace(cost, scheduled=kernels.cycles(instruction, bundles)))
         return made
 
     found += visit(module.entry, 1)

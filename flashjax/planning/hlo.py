@@ -19,6 +19,7 @@ _CALLS = re.compile(r"\b(branch_computations|called_computations|calls)=\{([^}]*
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]")
 _REFERENCE = re.compile(r"%([\w.\-]+)")
+_METADATA = re.compile(r"kernel_metadata=\{\s[^{}]*\}")  # the one thing that is written over several lines
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def parse(text: str) -> Module:
     """
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry, name, lines = None, None, []
+    text = _METADATA.sub(lambda found: re.sub(r"\s+", "", found[0]), text)
     for line in text.splitlines():
         if header := _HEADER.match(line):
             name, lines = header[2], []

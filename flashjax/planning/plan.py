@@ -90,7 +90,9 @@ def plan_and_program(
         "compile_seconds": compiled.seconds if compiled else None,
         "notes": _notes(experiment, compiled, wanted, topology),
     }
-    costs = cycles.costs(compiled.module, ROOT, cache=topology.cache) if compiled and topology.platform != "cpu" else []
+    costs = []
+    if compiled and topology.platform != "cpu":
+        costs = cycles.costs(compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles)
     plan["flops"] = _flops(traced)
     plan["flops"]["useful"] = _useful(launcher_build, config, program, plan["flops"])
     plan["modules"] = _modules(program, traced, costs, shards)
@@ -144,7 +146,7 @@ def _useful(launcher_build: Build, config: Any, program: Program, flops: dict[st
     if not hasattr(model, "plain") or _is_plain(model, program.choices):
         return flops["all"] - flops["recomputed"]
     plain = dataclasses.replace(config, model=model.plain())
-    return _flops(Program(build(launcher_build, plain), program.mesh.devices.flat).traced_step.jaxpr)["all"]
+    return _flops(Program(build(launcher_build, plain), list(program.mesh.devices.flat)).traced_step.jaxpr)["all"]
 
 
 def _is_plain(model: Any, choices: Choices) -> bool:
@@ -287,7 +289,7 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
         return found | {"cycles": None, "step_seconds": None, "mfu": None}
     total = sum(c.total for c in costs if not c.overlapped)
     calls = _custom_calls(costs, chip)
-    seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["floor_seconds"] for call in calls)
+    seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["seconds"] for call in calls)
     useful = plan["flops"]["useful"] / devices
     return found | {
         "cycles": total,
@@ -340,17 +342,24 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
     for cost in costs:
         if cost.kind == "custom call" and cost.cycles is None and cost.traffic > 1024:
             together[cost.target, cost.place.module, cost.shape].append(cost)
-    return [
-        {
-            "target": target,
-            "module": module or ELSEWHERE,
-            "count": sum(c.executions for c in members),
-            "bytes": sum(c.traffic * c.executions for c in members),
-            "floor_seconds": sum(c.traffic * c.executions for c in members) / chip.hbm_bandwidth,
-            "shape": shape,
-        }
-        for (target, module, shape), members in together.items()
-    ]
+    found = []
+    for (target, module, shape), members in together.items():
+        floor = sum(c.traffic * c.executions for c in members) / chip.hbm_bandwidth
+        known = [c.scheduled * c.executions for c in members if c.scheduled is not None]
+        scheduled = sum(known) if len(known) == len(members) else None
+        found.append(
+            {
+                "target": target,
+                "module": module or ELSEWHERE,
+                "count": sum(c.executions for c in members),
+                "bytes": sum(c.traffic * c.executions for c in members),
+                "floor_seconds": floor,
+                "scheduled_cycles": scheduled,
+                "seconds": max(floor, (scheduled or 0) / (chip.clock or math.inf)),
+                "shape": shape,
+            }
+        )
+    return found
 
 
 def policies(config: RunConfig) -> list[Any]:

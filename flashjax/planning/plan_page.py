@@ -79,7 +79,7 @@ def memory_rows(plan: Plan) -> list[list[str]]:
     if found := memory["compiler"]:
         rows += [
             ["temporaries, gradients among them", _size(found["temporaries"]), "compiler"],
-            ["program", _size(found["program"]), "compiler"],
+            ["program", _size(found["program"] or None), "compiler"],  # some compilers do not say
         ]
     rows.append(["peak", _size(memory["peak"]), "compiler"])
     rows.append(
@@ -200,13 +200,21 @@ def worst_rows(plan: Plan) -> list[list[str]]:
     ]
 
 
-CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor"]
+CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor", "scheduled cycles", "taken as"]
 
 
 def custom_rows(plan: Plan) -> list[list[str]]:
     calls = (plan["time"] or {}).get("custom_calls", [])
     return [
-        [row["target"], row["module"], str(row["count"]), _size(row["bytes"]), _time(row["floor_seconds"])]
+        [
+            row["target"],
+            row["module"],
+            str(row["count"]),
+            _size(row["bytes"]),
+            _time(row["floor_seconds"]),
+            _count(row["scheduled_cycles"]) if row["scheduled_cycles"] else "n/a",
+            _time(row["seconds"]),
+        ]
         for row in sorted(calls, key=lambda row: -row["bytes"])[:10]
     ]
 
@@ -245,8 +253,13 @@ def _warnings(plan: Plan) -> list[str]:
     if without := (plan["time"] or {}).get("without_estimate"):
         words = ", ".join(f"{count} {name}" for name, count in list(without.items())[:4])
         found.append(f"Not in the cycles, since the compiler makes no estimate for them: {words}.")
-    if (plan["time"] or {}).get("custom_calls"):
-        found.append("Custom calls have no cycles: the step time has their floor, and they take longer than that.")
+    if calls := (plan["time"] or {}).get("custom_calls"):
+        found.append(
+            "Custom calls are not among the cycles. The step time has, for each, its bytes by the bandwidth or the "
+            "compiler's schedule of its kernel, whichever is longer: it takes longer than that."
+        )
+        if unknown := sum(row["count"] for row in calls if row["scheduled_cycles"] is None):
+            found.append(f"Of {unknown} custom calls the schedule is not known: the floor stands for them.")
     return found
 
 
@@ -409,7 +422,7 @@ def _time_bar(plan: Plan) -> str:
     parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
     parts += [
         ("collectives (floor)", time["floors"]["collectives"] or 0.0, "c6"),
-        ("custom calls (floor)", sum(call["floor_seconds"] for call in time["custom_calls"]), "c5"),
+        ("custom calls", sum(call["seconds"] for call in time["custom_calls"]), "c5"),
     ]
     return _bar(parts, time["step_seconds"], _time, time["floors"]["flops"])
 

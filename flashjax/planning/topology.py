@@ -10,13 +10,13 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from flashjax.planning import gpus
+from flashjax.planning import gpus, kernels
 from flashjax.planning.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
@@ -44,6 +44,8 @@ class Topology:
     """Bytes of the cache through which a device reads its memory: what lies there need not be read."""
     target: str = ""
     """What the compiler was told of a device that it does not know by its kind."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The compiler's."""
 
     @functools.cached_property
     def hbm_bytes(self) -> int | None:
@@ -141,7 +143,7 @@ def _gpu(name: str, gpu: gpus.Gpu, count: int) -> Topology:
         )
     with quiet():
         devices = gpus.devices(gpu, count)
-    return Topology(name, gpu.kind, "gpu", devices, chip(gpu.kind), gpu.cache, gpus.target_config(gpu))
+    return Topology(name, gpu.kind, "gpu", devices, chip(gpu.kind), gpu.cache, gpus.target_config(gpu), gpus.OPTIONS)
 
 
 def _tpu(name: str) -> Topology:
@@ -163,6 +165,7 @@ def _tpu(name: str) -> Topology:
         ("TPU_MIN_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(variable, value)
+    kernels.reports.ask()
     with quiet():
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices

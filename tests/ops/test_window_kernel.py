@@ -1,4 +1,5 @@
-"""The window kernel, interpreted on the CPU: the attention and the gradients of the plain products, on a mesh too."""
+"""The window kernel, interpreted on the CPU: the map, the attention and the gradients of windows one by one, on a mesh
+too."""
 
 import jax
 import jax.numpy as jnp
@@ -8,73 +9,106 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import window_kernel
+from flashjax.ops import windows as win
 from flashjax.training.mesh import MeshConfig, make_mesh
 from flashjax.training.sharding import on_mesh
 
 
-def arguments(B, L, h, d, N, biases, dtype=jnp.float32):
-    """q, k, v, bias and a cotangent of the result."""
-    keys = jax.random.split(jax.random.key(0), 5)
-    q, k, v, ct = (jax.random.normal(key, (B, L, h, d, N)).astype(dtype) for key in keys[:4])
-    return q, k, v, jax.random.normal(keys[4], (biases, h, N, N)), ct
+def one_by_one(q, k, v, table, size, window, shift):
+    """Attention in windows of maps [B, H, W, C], by `windows` alone."""
+    heads = table.shape[1]
+
+    def tokens(x):
+        cut = win.window_partition(win.cyclic_shift(x, shift), window)
+        return cut.reshape(*cut.shape[:3], heads, -1)
+
+    q, k, v = map(tokens, (q, k, v))
+    logits = jnp.einsum("BLnhd,BLmhd->BLhnm", q, k) + table[win.relative_position_index(window)].transpose(2, 0, 1)
+    if shift:
+        logits = logits + win.shift_mask(size, window, shift)[:, None]
+    mixed = jnp.einsum("BLhnm,BLmhd->BLnhd", jax.nn.softmax(logits), v)
+    mixed = mixed.reshape(*mixed.shape[:3], -1)
+    return win.cyclic_shift(win.window_reverse(mixed, window, size), -shift)
 
 
-def pulled_back(attend):
-    def both(q, k, v, bias, ct):
-        out, pull = jax.vjp(attend, q, k, v, bias)
+def by_the_kernel(q, k, v, table, size, window, shift):
+    count = paired.together(size, window)
+    bias = paired.position_bias(table, window, window, count)
+    if shift:
+        bias = bias + win.shift_mask(size, window, shift, count)[:, None]
+    q, k, v = (win.cyclic_shift(x, shift) for x in (q, k, v))
+    return win.cyclic_shift(window_kernel.attend(q, k, v, bias, (window, count * window)), -shift)
+
+
+def pulled_back(attention, *settings):
+    def both(q, k, v, table, ct):
+        out, pull = jax.vjp(lambda *args: attention(*args, *settings), q, k, v, table)
         return out, *pull(ct)
 
-    return jax.jit(both)
+    return both
+
+
+def arguments(B, size, channels, heads, window, dtype=jnp.float32):
+    """q, k, v, a table of biases and a cotangent of the result."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v, ct = (jax.random.normal(key, (B, *size, channels)).astype(dtype) for key in keys[:4])
+    return q, k, v, jax.random.normal(keys[4], ((2 * window - 1) ** 2, heads)), ct
+
+
+def assert_same(found, wanted, atol):
+    for name, a, b in zip(("out", *"qkvt"), found, wanted, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("shape", "biases"),
-    [((2, 2, 1, 4, 8), 1), ((4, 2, 2, 4, 9), 2), ((1, 1, 14, 2, 4), 1)],
-    ids=["one bias", "a bias for each rectangle", "more heads than a turn takes"],
+    ("size", "channels", "heads", "window", "shift"),
+    [
+        ((3, 6), 4, 2, 3, 0),  # one bias for all
+        ((6, 6), 4, 1, 3, 1),  # a bias for each rectangle, two windows in each
+        ((2, 2), 192, 3, 2, 0),  # heads in two tiles of lanes, the second half full
+    ],
 )
-def test_attention_and_its_gradients_are_those_of_the_products(shape, biases):
-    args = arguments(*shape, biases)
-    wanted, found = pulled_back(paired.attend)(*args), pulled_back(window_kernel.attend)(*args)
-    for name, a, b in zip(("out", *"qkvb"), found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+def test_attention_and_its_gradients_are_those_of_windows_one_by_one(size, channels, heads, window, shift):
+    args = arguments(2, size, channels, heads, window)
+    settings = (size, window, shift)
+    wanted, found = (jax.jit(pulled_back(f, *settings))(*args) for f in (one_by_one, by_the_kernel))
+    assert_same(found, wanted, 1e-4)
 
 
 def test_bfloat16_rounds_as_the_products_do():
-    args = arguments(1, 2, 1, 8, 18, 1, jnp.bfloat16)
-    wanted, found = pulled_back(paired.attend)(*args), pulled_back(window_kernel.attend)(*args)
-    for name, a, b in zip(("out", *"qkvb"), found, wanted, strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=0.05, err_msg=name)
+    args = arguments(1, (3, 6), 4, 1, 3, jnp.bfloat16)
+    wanted = jax.jit(pulled_back(one_by_one, (3, 6), 3, 0))(*(a.astype(jnp.float32) for a in args))
+    found = jax.jit(pulled_back(by_the_kernel, (3, 6), 3, 0))(*args)
+    assert_same([f.astype(jnp.float32) for f in found], wanted, 0.1)
 
 
-def test_tokens_apart_share_nothing_and_large_logits_do_not_overflow():
-    q = jnp.full((1, 1, 1, 1, 4), 300.0)
-    values = jnp.arange(4.0).reshape(1, 1, 1, 1, 4)
-    bias = jnp.where(jnp.arange(4)[:, None] // 2 == jnp.arange(4) // 2, 0.0, paired.APART)[None, None]
-    found = jax.jit(window_kernel.attend)(q, q, values, bias)
-    np.testing.assert_allclose(found.ravel(), [0.5, 0.5, 2.5, 2.5], rtol=1e-6)
+def test_large_logits_do_not_overflow():
+    q = jnp.full((1, 2, 4, 1), 300.0)
+    values = jnp.broadcast_to(jnp.arange(4.0)[:, None], q.shape)
+    bias = paired.position_bias(jnp.zeros((9, 1)), 2, 2, 2)
+    found = jax.jit(lambda q, v: window_kernel.attend(q, q, v, bias, (2, 4)))(q, values)
+    np.testing.assert_allclose(found[0, :, :, 0], [[0.5, 0.5, 2.5, 2.5]] * 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("axes", "heads"), [({"fsdp": 2, "tensor": 2}, 4), ({"tensor": 2}, 3)])
+@pytest.mark.parametrize(("axes", "heads"), [({"fsdp": 2, "tensor": 2}, 2), ({"tensor": 2}, 3)])
 def test_each_device_of_a_mesh_computes_its_own(axes, heads):
-    args = arguments(8, 1, heads, 4, 4, 1)
-    wanted = pulled_back(paired.attend)(*args)
+    args, settings = arguments(8, (2, 2), 4 * heads, heads, 2), ((2, 2), 2, 0)
+    wanted = jax.jit(pulled_back(one_by_one, *settings))(*args)
     mesh = make_mesh(MeshConfig(**axes))
     whole = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
-    found = jax.jit(on_mesh(pulled_back(window_kernel.attend), mesh))(*whole)
-    for name, a, b in zip(("out", *"qkvb"), found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
+    found = jax.jit(on_mesh(pulled_back(by_the_kernel, *settings), mesh))(*whole)
+    assert_same(found, wanted, 1e-5)
 
 
 def test_a_gpu_is_refused():
     gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)
+    args = arguments(1, (2, 2), 4, 1, 2)[:4]
     with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="attention='windows'"):
-        window_kernel.attend(*arguments(1, 1, 1, 4, 9, 1)[:4])
+        by_the_kernel(*args, (2, 2), 2, 0)
 
 
-@pytest.mark.parametrize(
-    ("images", "heads", "tokens", "block"), [(64, 3, 98, (3, 4)), (64, 24, 49, (12, 1)), (7, 4, 576, (4, 1))]
-)
-def test_a_turn_takes_a_dozen_pairs_of_heads_and_images(images, heads, tokens, block):
-    assert window_kernel._block(images, heads, tokens) == block
+def test_heads_that_do_not_fill_lanes_are_refused():
+    with pytest.raises(ValueError, match="heads of 40 channels"):
+        by_the_kernel(*arguments(1, (2, 2), 80, 2, 2)[:4], (2, 2), 2, 0)

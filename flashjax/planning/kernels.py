@@ -1,0 +1,72 @@
+"""How long a Pallas kernel takes by the TPU compiler's own schedule, where it writes no estimate of cycles.
+
+The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. It says how many
+there are when it is asked to before it is loaded. Bundles of a turn times the turns of the kernel's grid is what the
+kernel takes where nothing waits for memory; what a kernel says of its turns is `metadata={"turns": "512"}` of
+`pallas_call`. Checked against the compiler's estimates of its own fusions: docs/plan.md.
+"""
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from flashjax.planning.hlo import Instruction
+
+_REPORTS = re.compile(r"\d+-(.+)-\d+-schedule-analysis_final_bundles\.txt")
+_TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
+_KERNEL = re.compile(
+    r'%([\w.\-]+) = [^%]*?custom-call\([^=]*?\), custom_call_target="tpu_custom_call".*?"body":"([^"]*)"', re.DOTALL
+)
+_TURNS = re.compile(r'kernel_metadata=\{[^}]*"turns":"(\d+)"')
+
+
+class Reports:
+    """A directory into which the compiler of this process writes, removed when the process ends."""
+
+    def __init__(self):
+        self.directory: Path | None = None
+        self.own_flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+        """Of the user."""
+
+    def ask(self) -> None:
+        """To be called before libtpu is loaded; later calls, and one in a process that dumps already, do nothing."""
+        if self.directory is not None or "xla_jf_dump" in self.own_flags:
+            return
+        self.directory = Path(tempfile.mkdtemp(prefix="flashjax-bundles-"))
+        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
+        flags = {
+            "xla_jf_dump_to": str(self.directory),
+            "xla_jf_dump_llo_text": "true",
+            "xla_jf_dump_llo_pass_label_regex": ".*final_bundles.*",
+        }
+        asked = (f"--{name}={value}" for name, value in flags.items())
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join([self.own_flags, *asked]).strip()
+
+    def take(self) -> dict[str, int]:
+        """Bundles by instruction of what was compiled since the last call."""
+        found = {}
+        for path in self.directory.iterdir() if self.directory else ():
+            total = _TOTAL.search(path.read_text(errors="replace"))
+            if total and (name := _REPORTS.fullmatch(path.name)):
+                found[name[1]] = int(total[1])
+            path.unlink()
+        return found
+
+
+def of(text: str, bundles: Mapping[str, int]) -> dict[str, int]:
+    """Those of the kernels of a program; of kernels with the same code the compiler reports one."""
+    by_code = {code: bundles[name] for name, code in _KERNEL.findall(text) if name in bundles}
+    return {name: by_code[code] for name, code in _KERNEL.findall(text) if code in by_code}
+
+
+def cycles(instruction: Instruction, bundles: Mapping[str, int]) -> int | None:
+    """Of one execution of a kernel; None where its bundles or turns are not known."""
+    turns = _TURNS.search(instruction.line)
+    return bundles[instruction.name] * int(turns[1]) if turns and instruction.name in bundles else None
+
+
+reports = Reports()
