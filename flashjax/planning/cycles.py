@@ -63,6 +63,8 @@ class Cost:
     """Of a custom call."""
     scheduled: int | None = None
     """Cycles of one execution of a Pallas kernel by the compiler's schedule; None where it is not known."""
+    chip_memory: int | None = None
+    """Bytes of the chip's own memory that a custom call takes; None where the compiler does not say."""
 
     @property
     def total(self) -> int:
@@ -124,6 +126,7 @@ def _cost(
         traffic=traffic(module, instruction, by_name, cache),
         overlapped=instruction.opcode.endswith("-start"),
         target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
+        chip_memory=kernels.chip_memory(instruction) if instruction.opcode == "custom-call" else None,
     )
 
 

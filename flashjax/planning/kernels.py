@@ -3,7 +3,7 @@
 The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. It says how many
 there are when it is asked to before it is loaded. Bundles of a turn times the turns of the kernel's grid is what the
 kernel takes where nothing waits for memory; what a kernel says of its turns is `metadata={"turns": "512"}` of
-`pallas_call`. Checked against the compiler's estimates of its own fusions: docs/plan.md.
+`pallas_call`.
 """
 
 import atexit
@@ -21,6 +21,7 @@ _TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
 _KERNEL = re.compile(
     r'%([\w.\-]+) = [^%]*?custom-call\([^=]*?\), custom_call_target="tpu_custom_call".*?"body":"([^"]*)"', re.DOTALL
 )
+_CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
 _TURNS = re.compile(r'kernel_metadata=\{[^}]*"turns":"(\d+)"')
 
 
@@ -67,6 +68,12 @@ def cycles(instruction: Instruction, bundles: Mapping[str, int]) -> int | None:
     """Of one execution of a kernel; None where its bundles or turns are not known."""
     turns = _TURNS.search(instruction.line)
     return bundles[instruction.name] * int(turns[1]) if turns and instruction.name in bundles else None
+
+
+def chip_memory(instruction: Instruction) -> int | None:
+    """Bytes of the chip's own memory (VMEM) that a kernel takes; None where the compiler does not say."""
+    found = _CHIP_MEMORY.search(instruction.line)
+    return int(found[1]) if found else None
 
 
 reports = Reports()

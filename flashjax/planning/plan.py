@@ -355,6 +355,7 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
                 "bytes": sum(c.traffic * c.executions for c in members),
                 "floor_seconds": floor,
                 "scheduled_cycles": scheduled,
+                "chip_memory": max((c.chip_memory for c in members if c.chip_memory is not None), default=None),
                 "seconds": max(floor, (scheduled or 0) / (chip.clock or math.inf)),
                 "shape": shape,
             }

@@ -200,7 +200,7 @@ def worst_rows(plan: Plan) -> list[list[str]]:
     ]
 
 
-CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor", "scheduled cycles", "taken as"]
+CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor", "scheduled cycles", "taken as", "VMEM"]
 
 
 def custom_rows(plan: Plan) -> list[list[str]]:
@@ -214,6 +214,7 @@ def custom_rows(plan: Plan) -> list[list[str]]:
             _time(row["floor_seconds"]),
             _count(row["scheduled_cycles"]) if row["scheduled_cycles"] else "n/a",
             _time(row["seconds"]),
+            _size(row["chip_memory"]) if row["chip_memory"] else "n/a",
         ]
         for row in sorted(calls, key=lambda row: -row["bytes"])[:10]
     ]

@@ -10,12 +10,12 @@ ENTRY %main (x: f32[64]) -> f32[64] {
   %x = f32[64]{0} parameter(0)
   %known = f32[64]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "turns":"12"
-}}, metadata={op_name="jit(step)/attn/window_attention/pallas_call"}, backend_config={"body":"QQ"}
+}}, metadata={op_name="jit(step)/attn/window_attention/pallas_call"}, backend_config={"body":"QQ",USED}
   %again = f32[64]{0} custom-call(%known), custom_call_target="tpu_custom_call", backend_config={"body":"QQ"}
   %silent = f32[64]{0} custom-call(%known), custom_call_target="tpu_custom_call", backend_config={"body":"UU"}
   ROOT %sum = f32[64]{0} add(%known, %silent)
 }
-"""
+""".replace("USED", '"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4096"}]')
 
 
 def test_a_kernel_takes_its_bundles_times_the_turns_that_it_says():
@@ -24,6 +24,7 @@ def test_a_kernel_takes_its_bundles_times_the_turns_that_it_says():
     costs = {c.name: c for c in cycles.costs(hlo.parse(PROGRAM), bundles=bundles)}
     assert costs["known"].scheduled == 1200 and costs["known"].cycles is None
     assert costs["known"].place.module == "attn/window_attention"
+    assert costs["known"].chip_memory == 4096 and costs["silent"].chip_memory is None
     assert costs["silent"].scheduled is None and costs["sum"].scheduled is None
     assert cycles.costs(hlo.parse(PROGRAM))[0].scheduled is None  # without reports
 
