@@ -280,6 +280,7 @@ table td.w { text-align: left; }
 table.figures th, table.figures td { padding: 4px 9px 4px 0; }
 table.figures thead th { white-space: normal; vertical-align: bottom; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
+.charts > :only-child { max-width: 640px; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 16px 6px; }

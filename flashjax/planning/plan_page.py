@@ -312,7 +312,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         ]
     if rows := custom_rows(plan):
         parts += [
-            f"<h2>Custom calls, without an estimate {_tag('floor')}</h2>",
+            f"<h2>Custom calls, not among the cycles {_tag('floor')} {_tag('estimate')}</h2>",
             table(CUSTOM_HEADS, rows, (0, 1), "plan"),
         ]
     parts += [
