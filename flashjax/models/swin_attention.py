@@ -148,8 +148,8 @@ class KernelAttention(WindowAttention):
         if cfg.version == 2 and cfg.qkv_bias:
             bias = self.version_2_bias(C)
         q, k, v = (
-            keep(x @ columns.astype(cfg.dtype) + shift.astype(cfg.dtype))
-            for columns, shift in zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+            keep(x @ columns.astype(cfg.dtype) + offset.astype(cfg.dtype))
+            for columns, offset in zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
         )
         if cfg.version == 1:
             q = q * (C // self.heads) ** -0.5
@@ -159,7 +159,7 @@ class KernelAttention(WindowAttention):
             q, k = q.reshape(x.shape), k.reshape(x.shape)
         logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
         logit_bias = logit_bias if mask is None else logit_bias + mask[:, None]
-        mixed: Array = window_kernel.attend(q, k, v, logit_bias, (self.window, count * self.window))
+        mixed: Array = keep(window_kernel.attend(q, k, v, logit_bias, (self.window, count * self.window)))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         return keep(mixed @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype))
 

@@ -58,8 +58,8 @@ class SwinConfig:
     attention: Literal["auto", "windows", "paired", "kernel"] = "auto"
     """How attention is laid out; the function is the same. windows: one by one, tokens before channels. paired: two by
     two in one product, channels before tokens (`flashjax.ops.paired_windows`). kernel: that as a Pallas kernel for TPUs
-    (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0 and heads fill the
-    lanes of a TPU (their channels divide 128), windows elsewhere."""
+    (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0, windows have
+    at most 128 tokens and channels of a head divide 128; windows elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -142,7 +142,9 @@ class SwinConfig:
         """What `attention` is on the platform that is traced for."""
         if self.attention != "auto":
             return self.attention
-        fits = all(LANES % (self.dim(i) // heads) == 0 for i, heads in enumerate(self.num_heads))
+        fits = self.window_size**2 <= LANES and all(
+            LANES % (self.dim(i) // heads) == 0 for i, heads in enumerate(self.num_heads)
+        )
         return "kernel" if traced_for() == "tpu" and fits and not self.attn_drop_rate else "windows"
 
     def loops(self, stage: int, train: bool) -> bool:

@@ -1,8 +1,8 @@
 """Attention in windows as a Pallas kernel for TPUs: logits live and die in the chip's own memory.
 
 A turn of the kernel's grid takes one rectangle of windows of a few images, and the heads that fill a tile of lanes.
-Rectangles are the outermost dims of the grid and images the innermost, so that a bias is fetched once, and its gradient
-summed in place.
+Rectangles are the outermost dims of the grid and images the innermost, so that a bias is fetched once for all images,
+and its gradient summed in place.
 
 The compiler likes maps as [H, W, B, C], where tokens of one image are rows of a stride. Loads and stores with a stride
 are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are not cut apart: a
@@ -28,10 +28,8 @@ from jaxtyping import Array, Float
 from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
 
-VMEM_BYTES = 64 * 2**20
-"""What a kernel may take of the chip's own memory: half of what the smallest of today's chips have."""
 IMAGES = 8
-"""Of one turn: rows of a tile."""
+"""Images of one turn: as many as a tile has rows."""
 Size = tuple[int, int]
 """Rows and columns."""
 
@@ -48,12 +46,14 @@ def attend(
 
     `bias` is float32, keys by queries, and added to the logits, as `paired_windows.position_bias` makes it. Logits and
     weights are float32; the weights meet the values in their dtype. The backward pass makes them again; nothing but the
-    arguments is kept for it. On a CPU the kernel is interpreted, which is for tests. On a mesh each device computes its
-    own examples and heads.
+    arguments is kept for it. A batch is filled up to a multiple of 8 on each device. On a CPU it is interpreted, for
+    tests. Under `sharding.on_mesh` each device computes its own examples and heads, all where the axes do
+    not divide them; elsewhere the compiler refuses to split it over several devices.
 
     Raises:
         NotImplementedError: on a GPU.
-        ValueError: where channels of a head do not divide 128.
+        ValueError: where channels of a head do not divide 128, the rectangle does not divide the map or is not that of
+            the bias, and for other dtypes than float32 and bfloat16.
     """
     return _on_mesh(functools.partial(_forward, rectangle), (q, k, v, bias), "xxxb", "x")[0]
 
@@ -63,8 +63,7 @@ def _keep_inputs(q: Array, k: Array, v: Array, bias: Array, rectangle: Size) -> 
 
 
 def _pull_back(rectangle: Size, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    *of_maps, of_bias = _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), "xxxbx", "xxxb")
-    return *of_maps, of_bias.sum(0, keepdims=True) if kept[-1].shape[0] == 1 else of_bias
+    return _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), "xxxbx", "xxxb")
 
 
 attend.defvjp(_keep_inputs, _pull_back)
@@ -76,6 +75,8 @@ def _forward(rectangle: Size, *arrays: Array) -> tuple[Array, ...]:
 
 def _backward(rectangle: Size, *arrays: Array, summed: tuple[str, ...] = ()) -> tuple[Array, ...]:
     *of_maps, of_bias = _call(_backward_turn, rectangle, arrays, "xxxbx", "xxxb")
+    if arrays[3].shape[0] == 1:
+        of_bias = of_bias.sum(0, keepdims=True)
     return *of_maps, jax.lax.psum(of_bias, summed) if summed else of_bias
 
 
@@ -178,7 +179,7 @@ def _store(ref: Any, at: Any, together: int, values: tuple[Array, ...]) -> None:
         words[rows, :] = values[0].astype(ref.dtype)
     else:
         low, high = (jax.lax.bitcast_convert_type(v.astype(ref.dtype).astype(jnp.float32), jnp.int32) for v in values)
-        words[rows, :] = jax.lax.shift_right_logical(low, 16) | high
+        words[rows, :] = jax.lax.shift_right_logical(low, 16) | (high & jnp.int32(-(2**16)))
 
 
 def _words(ref: Any, at: Any, together: int) -> tuple[Any, Any]:
@@ -199,6 +200,10 @@ def _call(turn: Any, rectangle: Size, arrays: tuple[Array, ...], inputs: str, ou
         raise ValueError(
             f"heads of {width} channels do not divide {LANES} lanes: choose attention='windows' or 'paired'"
         )
+    if H % rectangle[0] or W % rectangle[1] or tokens != math.prod(rectangle):
+        raise ValueError(f"rectangles of {rectangle} do not cut a map of {(H, W)} with a bias of {tokens} tokens")
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"the window kernel computes in float32 or bfloat16, not {dtype}")
     tiles, of_tile, batch = -(-C // LANES), min(heads, LANES // width), -(-B // IMAGES) * IMAGES
     down, across = H // rectangle[0], W // rectangle[1]
 
@@ -227,9 +232,7 @@ def _call(turn: Any, rectangle: Size, arrays: tuple[Array, ...], inputs: str, ou
         in_specs=[maps if i == "x" else biases for i in inputs],
         out_specs=[maps if o == "x" else sums for o in outputs],
         out_shape=[shapes[o] for o in outputs],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=(2 if outputs == "x" else 5) * 2 * logits * width,
             transcendentals=logits,

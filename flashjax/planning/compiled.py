@@ -147,7 +147,7 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
         sorted(topology.options.items()),
         len(topology.devices),
         compilers(),
-        kernels.reports.own_flags,
+        os.environ.get("LIBTPU_INIT_ARGS"),
         os.environ.get("XLA_FLAGS"),
     ]
     return hashlib.sha256(f"{places}\n{names}\n{lowered.as_text()}".encode()).hexdigest()[:32]

@@ -7,11 +7,12 @@ kernel takes where nothing waits for memory; what a kernel says of its turns is 
 """
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flashjax.planning.hlo import Instruction
@@ -19,7 +20,7 @@ from flashjax.planning.hlo import Instruction
 _REPORTS = re.compile(r"\d+-(.+)-\d+-schedule-analysis_final_bundles\.txt")
 _TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
 _KERNEL = re.compile(
-    r'%([\w.\-]+) = [^%]*?custom-call\([^=]*?\), custom_call_target="tpu_custom_call".*?"body":"([^"]*)"', re.DOTALL
+    r'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="tpu_custom_call".*?"body":"([^"]*)"', re.DOTALL
 )
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
 _TURNS = re.compile(r'kernel_metadata=\{[^}]*"turns":"(\d+)"')
@@ -30,12 +31,13 @@ class Reports:
 
     def __init__(self):
         self.directory: Path | None = None
-        self.own_flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-        """Of the user."""
 
-    def ask(self) -> None:
-        """To be called before libtpu is loaded; later calls, and one in a process that dumps already, do nothing."""
-        if self.directory is not None or "xla_jf_dump" in self.own_flags:
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around what loads libtpu; does nothing the second time, and in a process that dumps already."""
+        own = os.environ.get("LIBTPU_INIT_ARGS")
+        if self.directory is not None or "xla_jf_dump" in (own or ""):
+            yield
             return
         self.directory = Path(tempfile.mkdtemp(prefix="flashjax-bundles-"))
         atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
@@ -45,7 +47,14 @@ class Reports:
             "xla_jf_dump_llo_pass_label_regex": ".*final_bundles.*",
         }
         asked = (f"--{name}={value}" for name, value in flags.items())
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join([self.own_flags, *asked]).strip()
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join([own or "", *asked]).strip()
+        try:
+            yield
+        finally:  # not for the processes that this one begins
+            if own is None:
+                del os.environ["LIBTPU_INIT_ARGS"]
+            else:
+                os.environ["LIBTPU_INIT_ARGS"] = own
 
     def take(self) -> dict[str, int]:
         """Bundles by instruction of what was compiled since the last call."""

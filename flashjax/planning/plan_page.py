@@ -257,7 +257,7 @@ def _warnings(plan: Plan) -> list[str]:
     if calls := (plan["time"] or {}).get("custom_calls"):
         found.append(
             "Custom calls are not among the cycles. The step time has, for each, its bytes by the bandwidth or the "
-            "compiler's schedule of its kernel, whichever is longer: it takes longer than that."
+            "compiler's schedule of its kernel, whichever is longer."
         )
         if unknown := sum(row["count"] for row in calls if row["scheduled_cycles"] is None):
             found.append(f"Of {unknown} custom calls the schedule is not known: the floor stands for them.")

@@ -165,8 +165,7 @@ def _tpu(name: str) -> Topology:
         ("TPU_MIN_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(variable, value)
-    kernels.reports.ask()
-    with quiet():
+    with quiet(), kernels.reports.asked():
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

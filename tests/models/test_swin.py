@@ -353,4 +353,5 @@ def test_attention_follows_the_platform_that_is_traced_for():
         assert dataclasses.replace(config, attn_drop_rate=0.1).attention_form == "windows"
         assert dataclasses.replace(config, attention="paired").attention_form == "paired"
         assert dataclasses.replace(config, embed_dim=48).attention_form == "windows"  # 24 channels a head
+        assert dataclasses.replace(config, window_size=12).attention_form == "windows"
         assert config.plain().attention_form == "windows"

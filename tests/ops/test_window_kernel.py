@@ -62,15 +62,15 @@ def assert_same(found, wanted, atol):
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "heads", "window", "shift"),
+    ("batch", "size", "channels", "heads", "window", "shift"),
     [
-        ((3, 6), 4, 2, 3, 0),  # one bias for all
-        ((6, 6), 4, 1, 3, 1),  # a bias for each rectangle, two windows in each
-        ((2, 2), 192, 3, 2, 0),  # heads in two tiles of lanes, the second half full
+        (2, (3, 6), 4, 2, 3, 0),  # one bias for all
+        (9, (6, 6), 4, 1, 3, 1),  # a bias for each rectangle, two windows in each; two groups of images
+        (2, (2, 2), 192, 3, 2, 0),  # heads in two tiles of lanes, the second half full
     ],
 )
-def test_attention_and_its_gradients_are_those_of_windows_one_by_one(size, channels, heads, window, shift):
-    args = arguments(2, size, channels, heads, window)
+def test_attention_and_its_gradients_are_those_of_windows_one_by_one(batch, size, channels, heads, window, shift):
+    args = arguments(batch, size, channels, heads, window)
     settings = (size, window, shift)
     wanted, found = (jax.jit(pulled_back(f, *settings))(*args) for f in (one_by_one, by_the_kernel))
     assert_same(found, wanted, 1e-4)
@@ -109,6 +109,11 @@ def test_a_gpu_is_refused():
         by_the_kernel(*args, (2, 2), 2, 0)
 
 
-def test_heads_that_do_not_fill_lanes_are_refused():
+def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="heads of 40 channels"):
         by_the_kernel(*arguments(1, (2, 2), 80, 2, 2)[:4], (2, 2), 2, 0)
+    with pytest.raises(ValueError, match="not float16"):
+        by_the_kernel(*arguments(1, (2, 2), 4, 1, 2, jnp.float16)[:4], (2, 2), 2, 0)
+    q, k, v, table, _ = arguments(1, (2, 4), 4, 1, 2)
+    with pytest.raises(ValueError, match=r"rectangles of \(2, 3\)"):
+        window_kernel.attend(q, k, v, paired.position_bias(table, 2, 2, 2), (2, 3))
