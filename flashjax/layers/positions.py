@@ -373,9 +373,8 @@ def rotary_turn(
         assert positions is not None
         angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies
         return attention_scale * jnp.cos(angles), attention_scale * jnp.sin(angles)
-    host = (
-        np if isinstance(inverse_frequencies, np.ndarray) else jnp
-    )  # some kinds make their frequencies in the program
+    # Some kinds make their frequencies in the program.
+    host = np if isinstance(inverse_frequencies, np.ndarray) else jnp
     angles = host.arange(below, dtype=np.float32)[:, None] * inverse_frequencies
     cos, sin = (jnp.asarray(np.float32(attention_scale) * turn(angles)) for turn in (host.cos, host.sin))
     return (cos, sin) if positions is None else (jnp.take(cos, positions, axis=0), jnp.take(sin, positions, axis=0))

@@ -32,6 +32,8 @@ from flashjax.ops.platform import chosen
 from flashjax.ops.resize import resize_bicubic
 
 Images = Num[Array | np.ndarray, "B height width chans"]
+CUT = ("batch", "window", "token", "embed")
+"""Names of the dims of a map that is cut into windows or rectangles."""
 
 
 class PatchEmbed(nn.Module):
@@ -110,31 +112,20 @@ class SwinBlock(nn.Module):
         size = x.shape[1], x.shape[2]
         form = "windows" if is_watched(self) else cfg.attention_form  # what is watched is not there in the others
         chosen("attention", form)
-        if form == "paired":
-            return self.attend_paired(x, size, window, shift, train)[:, :H, :W]
-        if form == "kernel":
-            count = paired.together(size, window)
-            mask = win.shift_mask(size, window, shift, count) if shift else None
-            x = KernelAttention(cfg, self.stage, window, name="attn")(win.cyclic_shift(x, shift), count, mask)
-            x = nn.Dropout(cfg.drop_rate, deterministic=not train)(win.cyclic_shift(x, -shift))
-            return x[:, :H, :W]
-        x = win.window_partition(win.cyclic_shift(x, shift), window)
-        x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
-        mask = win.shift_mask(size, window, shift) if shift else None
-        x = WindowAttention(cfg, self.stage, name="attn")(x, mask, train)
-        x = win.cyclic_shift(win.window_reverse(x, window, size), -shift)
-        return x[:, :H, :W]
-
-    def attend_paired(
-        self, x: Float[Array, "B H W C"], size: tuple[int, int], window: int, shift: int, train: bool
-    ) -> Float[Array, "B H W C"]:
-        """Shift, cut into rectangles of windows, attend, and undo both."""
-        count = paired.together(size, window)
-        x = paired.partition(x, window, count, shift)
-        x = with_logical_constraint(x, ("batch", "window", "token", "embed"))
+        count = 1 if form == "windows" else paired.together(size, window)
         mask = win.shift_mask(size, window, shift, count) if shift else None
-        x = PairedAttention(self.config, self.stage, window, name="attn")(x, mask, train)
-        return paired.reverse(x, window, count, shift, size)
+        if form == "kernel":
+            attention = KernelAttention(cfg, self.stage, window, name="attn")
+            x = win.cyclic_shift(attention(win.cyclic_shift(x, shift), mask, train), -shift)
+        elif form == "paired":
+            attention = PairedAttention(cfg, self.stage, window, name="attn")
+            x = with_logical_constraint(paired.partition(x, window, count, shift), CUT)
+            x = paired.reverse(attention(x, mask, train), window, count, shift, size)
+        else:
+            attention = WindowAttention(cfg, self.stage, name="attn")
+            x = with_logical_constraint(win.window_partition(win.cyclic_shift(x, shift), window), CUT)
+            x = win.cyclic_shift(win.window_reverse(attention(x, mask, train), window, size), -shift)
+        return x[:, :H, :W]
 
 
 class PatchMerging(nn.Module):

@@ -94,28 +94,39 @@ class WindowAttention(nn.Module):
         return self.config.num_heads[self.stage]
 
 
-class PairedAttention(WindowAttention):
-    """`WindowAttention` with the same parameters, of rectangles of windows (`flashjax.ops.paired_windows`)."""
+class RectangleAttention(WindowAttention):
+    """`WindowAttention` with the same parameters, of windows side by side in rectangles."""
 
     window: int = 7
     """Side of a window."""
+
+    def projections(self, C: int) -> list[tuple[Float[Array, "C C"], Float[Array, "C"]]]:
+        """(kernel, bias) of queries, of keys and of values, in the compute dtype; without a bias, zeros."""
+        cfg = self.config
+        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
+        if cfg.version == 2 and cfg.qkv_bias:
+            bias = self.version_2_bias(C)
+        kernels, biases = jnp.split(kernel.astype(cfg.dtype), 3, axis=1), jnp.split(bias.astype(cfg.dtype), 3)
+        return list(zip(kernels, biases, strict=True))
+
+    def rectangle_bias(self, count: int, mask: Float[Array, "L N N"] | None) -> Float[Array, "l h N N"]:
+        """What is added to the logits of a rectangle of `count` windows."""
+        bias = paired.position_bias(self.bias_table(), self.window, self.config.stage_window(self.stage), count)
+        return bias if mask is None else bias + mask[:, None]
+
+
+class PairedAttention(RectangleAttention):
+    """Of rectangles cut out of a map (`flashjax.ops.paired_windows`)."""
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
     ) -> Float[Array, "B L N C"]:
         cfg, (B, L, N, C) = self.config, x.shape
-        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
-        if cfg.version == 2 and cfg.qkv_bias:
-            bias = self.version_2_bias(C)
-
-        def head_maps(i: int) -> Float[Array, "B L h d N"]:
-            columns = slice(i * C, (i + 1) * C)
-            mapped = jnp.einsum("BLNC,Ck->BLkN", x, kernel[:, columns].astype(cfg.dtype))
-            mapped = keep(mapped + bias[columns, None].astype(cfg.dtype))
-            return mapped.reshape(B, L, self.heads, C // self.heads, N)
-
-        q, k, v = map(head_maps, range(3))
+        q, k, v = (
+            keep(jnp.einsum("BLNC,Ck->BLkN", x, kernel) + bias[:, None]).reshape(B, L, self.heads, C // self.heads, N)
+            for kernel, bias in self.projections(C)
+        )
         scale: Any = 1.0  # version 1 has it in q
         if cfg.version == 1:
             q = q * (C // self.heads) ** -0.5
@@ -124,44 +135,33 @@ class PairedAttention(WindowAttention):
         show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
         if cfg.version == 2:
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-        count = N // self.window**2
-        logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
-        mixed = paired.attend(q, k, v, logit_bias if mask is None else logit_bias + mask[:, None]).reshape(B, L, C, N)
+        mixed = paired.attend(q, k, v, self.rectangle_bias(N // self.window**2, mask)).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
 
 
-class KernelAttention(WindowAttention):
-    """`WindowAttention` with the same parameters, of a whole map (`flashjax.ops.window_kernel`)."""
-
-    window: int = 7
-    """Side of a window."""
+class KernelAttention(RectangleAttention):
+    """Of a whole map, whose windows begin at its corner (`flashjax.ops.window_kernel`)."""
 
     @nn.compact
-    def __call__(  # type: ignore[override]
-        self, x: Float[Array, "B H W C"], count: int, mask: Float[Array, "L N N"] | None = None
+    def __call__(
+        self, x: Float[Array, "B H W C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
     ) -> Float[Array, "B H W C"]:
-        """`count` windows of a row make a rectangle of N tokens."""
-        cfg, C = self.config, x.shape[-1]
-        kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
-        if cfg.version == 2 and cfg.qkv_bias:
-            bias = self.version_2_bias(C)
-        q, k, v = (
-            keep(x @ columns.astype(cfg.dtype) + offset.astype(cfg.dtype))
-            for columns, offset in zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-        )
+        cfg, (_, H, W, C) = self.config, x.shape
+        q, k, v = (keep(x @ kernel + bias) for kernel, bias in self.projections(C))
         if cfg.version == 1:
             q = q * (C // self.heads) ** -0.5
         else:
             q, k = (_unit(y.reshape(*y.shape[:-1], self.heads, -1)) for y in (q, k))
             q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
             q, k = q.reshape(x.shape), k.reshape(x.shape)
-        logit_bias = paired.position_bias(self.bias_table(), self.window, cfg.stage_window(self.stage), count)
-        logit_bias = logit_bias if mask is None else logit_bias + mask[:, None]
-        mixed: Array = keep(window_kernel.attend(q, k, v, logit_bias, (self.window, count * self.window)))
+        count = paired.together((H, W), self.window)
+        rectangle = (self.window, count * self.window)
+        mixed: Array = keep(window_kernel.attend(q, k, v, self.rectangle_bias(count, mask), rectangle))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
-        return keep(mixed @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype))
+        out = keep(mixed @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype))
+        return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
 
 
 class Kernel(nn.Module):

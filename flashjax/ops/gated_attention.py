@@ -18,6 +18,7 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
+from flashjax.ops.attention import HIDDEN
 from flashjax.ops.cache import write
 
 Heads = Float[Array, "B N s"]
@@ -28,7 +29,6 @@ Weigh = Callable[[Array, Any, Any], Array]
 """(logits, bias, n) -> weights, float32."""
 
 MAX_BLOCKS = 16  # blocks of queries are unrolled: more of them would only compile longer
-HIDDEN = -1e30  # a logit that nothing is seen through; finite, so that rows which see nothing stay finite
 
 
 def squared_relu(

@@ -32,6 +32,8 @@ IMAGES = 8
 """Images of one turn: as many as a tile has rows."""
 Size = tuple[int, int]
 """Rows and columns."""
+FORWARD, BACKWARD = ("xxxb", "x"), ("xxxbx", "xxxb")
+"""What a pass takes and gives: x shaped as the queries, b as the bias, of which a result has one for each rectangle."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -55,7 +57,7 @@ def attend(
         ValueError: where channels of a head do not divide 128, the rectangle does not divide the map or is not that of
             the bias, and for other dtypes than float32 and bfloat16.
     """
-    return _on_mesh(functools.partial(_forward, rectangle), (q, k, v, bias), "xxxb", "x")[0]
+    return _on_mesh(functools.partial(_forward, rectangle), (q, k, v, bias), *FORWARD)[0]
 
 
 def _keep_inputs(q: Array, k: Array, v: Array, bias: Array, rectangle: Size) -> tuple[Array, tuple[Array, ...]]:
@@ -63,18 +65,18 @@ def _keep_inputs(q: Array, k: Array, v: Array, bias: Array, rectangle: Size) -> 
 
 
 def _pull_back(rectangle: Size, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    return _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), "xxxbx", "xxxb")
+    return _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), *BACKWARD)
 
 
 attend.defvjp(_keep_inputs, _pull_back)
 
 
 def _forward(rectangle: Size, *arrays: Array) -> tuple[Array, ...]:
-    return _call(_forward_turn, rectangle, arrays, "xxxb", "x")
+    return _call(_forward_turn, rectangle, arrays, *FORWARD)
 
 
 def _backward(rectangle: Size, *arrays: Array, summed: tuple[str, ...] = ()) -> tuple[Array, ...]:
-    *of_maps, of_bias = _call(_backward_turn, rectangle, arrays, "xxxbx", "xxxb")
+    *of_maps, of_bias = _call(_backward_turn, rectangle, arrays, *BACKWARD)
     if arrays[3].shape[0] == 1:
         of_bias = of_bias.sum(0, keepdims=True)
     return *of_maps, jax.lax.psum(of_bias, summed) if summed else of_bias
@@ -191,8 +193,7 @@ def _words(ref: Any, at: Any, together: int) -> tuple[Any, Any]:
 
 
 def _call(turn: Any, rectangle: Size, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
-    """The kernel over a grid of rectangles, tiles of lanes and groups of images: `x` is shaped as the queries, `b` as
-    the bias, of which a result has one for each rectangle."""
+    """The kernel over a grid of rectangles, tiles of lanes and groups of images."""
     (B, H, W, C), dtype, bias = arrays[0].shape, arrays[0].dtype, arrays[3]
     heads, tokens = bias.shape[1:3]
     width = C // heads

@@ -9,7 +9,7 @@ as often as it runs, of a conditional the dearest branch counts.
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -100,8 +100,8 @@ def costs(
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)
-            elif cost := _cost(module, instruction, by_name, times, str(root), cache):
-                made.append(replace(cost, scheduled=kernels.cycles(instruction, bundles)))
+            elif cost := _cost(module, instruction, by_name, times, str(root), cache, bundles):
+                made.append(cost)
         return made
 
     found += visit(module.entry, 1)
@@ -109,7 +109,13 @@ def costs(
 
 
 def _cost(
-    module: Module, instruction: Instruction, by_name: Mapping[str, Instruction], times: int, root: str, cache: int
+    module: Module,
+    instruction: Instruction,
+    by_name: Mapping[str, Instruction],
+    times: int,
+    root: str,
+    cache: int,
+    bundles: Mapping[str, int],
 ) -> Cost | None:
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done") or _ALLOCATE in instruction.line:
         return None
@@ -126,7 +132,8 @@ def _cost(
         traffic=traffic(module, instruction, by_name, cache),
         overlapped=instruction.opcode.endswith("-start"),
         target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
-        chip_memory=kernels.chip_memory(instruction) if instruction.opcode == "custom-call" else None,
+        scheduled=kernels.cycles(instruction, bundles),
+        chip_memory=kernels.chip_memory(instruction),
     )
 
 

@@ -75,13 +75,14 @@ def of(text: str, bundles: Mapping[str, int]) -> dict[str, int]:
 
 def cycles(instruction: Instruction, bundles: Mapping[str, int]) -> int | None:
     """Of one execution of a kernel; None where its bundles or turns are not known."""
-    turns = _TURNS.search(instruction.line)
-    return bundles[instruction.name] * int(turns[1]) if turns and instruction.name in bundles else None
+    found = bundles.get(instruction.name)
+    turns = None if found is None else _TURNS.search(instruction.line)
+    return found * int(turns[1]) if found is not None and turns else None
 
 
 def chip_memory(instruction: Instruction) -> int | None:
-    """Bytes of the chip's own memory (VMEM) that a kernel takes; None where the compiler does not say."""
-    found = _CHIP_MEMORY.search(instruction.line)
+    """Bytes of the chip's own memory (VMEM) that a kernel takes; None of others, and where it is not said."""
+    found = _CHIP_MEMORY.search(instruction.line) if instruction.opcode == "custom-call" else None
     return int(found[1]) if found else None
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import typing
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from jax.extend import core
 
 import flashjax
 from flashjax.data import described
-from flashjax.ops.platform import Choices
 from flashjax.planning import activations, collectives, cycles, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
@@ -84,7 +83,7 @@ def plan_and_program(
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "batch_size": experiment.train_data.batch_size,
         "device_batch": experiment.train_data.batch_size // shards,
-        "choices": {setting: sorted(values) for setting, values in program.choices.items()},
+        "choices": program.choices,
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
         "versions": compilers(),
         "compile_seconds": compiled.seconds if compiled else None,
@@ -149,10 +148,12 @@ def _useful(launcher_build: Build, config: Any, program: Program, flops: dict[st
     return _flops(Program(build(launcher_build, plain), list(program.mesh.devices.flat)).traced_step.jaxpr)["all"]
 
 
-def _is_plain(model: Any, choices: Choices) -> bool:
+def _is_plain(model: Any, choices: Mapping[str, Collection[str]]) -> bool:
     """Whether the plain form is what runs, by the model's settings or by what `auto` has been chosen as."""
     plain, settings = model.plain(), (f.name for f in dataclasses.fields(model))
-    return all(getattr(plain, s) == getattr(model, s) or choices.get(s) == {getattr(plain, s)} for s in settings)
+    return all(
+        getattr(plain, s) == getattr(model, s) or set(choices.get(s, ())) == {getattr(plain, s)} for s in settings
+    )
 
 
 def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost], shards: int) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def complaints(pod: Pod, found: Record, held: Record | None) -> list[str]:
     if held is None:
         return [*lines, "nothing is on record for it"]
     for figure in ("cycles", "peak", "step_seconds"):  # the last has kernels too, which are not among the cycles
-        now, then = found.get(figure), held.get(figure)
+        now, then = found[figure], held[figure]
         if now is not None and then and abs(now / then - 1) > TOLERANCE:
             by = {kind: count - held["by_kind"].get(kind, 0) for kind, count in (found["by_kind"] or {}).items()}
             most = f"; most of it in {max(by, key=lambda kind: abs(by[kind]))}" if figure == "cycles" else ""

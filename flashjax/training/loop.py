@@ -110,7 +110,7 @@ def _fit(experiment: Experiment, run: RunDirectory, guard: InterruptGuard, watch
         parameters=sum(x.size for x in jax.tree.leaves(program.abstract_state.params)),
         flops_per_step=flops,
         multipliers=program.objective.multipliers,
-        choices={setting: sorted(values) for setting, values in program.choices.items()},
+        choices=program.choices,
         **experiment.facts,
     )
     writer = make_writers(config.train.writers, run.path, step if resumed is not None else None, config)

@@ -120,10 +120,10 @@ class Program:
             }
 
     @functools.cached_property
-    def _tracing(self) -> tuple[jax.stages.Traced, platform.Choices]:
+    def _tracing(self) -> tuple[jax.stages.Traced, dict[str, list[str]]]:
         with platform.choices() as chosen:
-            batch = self.abstract_batch(self.experiment.train_data.spec)
-            return self.train_step.trace(self.abstract_state, batch), chosen
+            traced = self.train_step.trace(self.abstract_state, self.abstract_batch(self.experiment.train_data.spec))
+        return traced, {setting: sorted(values) for setting, values in sorted(chosen.items())}
 
     @property
     def traced_step(self) -> jax.stages.Traced:
@@ -131,7 +131,7 @@ class Program:
         return self._tracing[0]
 
     @property
-    def choices(self) -> platform.Choices:
+    def choices(self) -> dict[str, list[str]]:
         """What the train step left to the platform of its devices or to shapes, and what it is."""
         return self._tracing[1]
 
