@@ -1,5 +1,6 @@
 """Normalisation layers."""
 
+import functools
 from typing import Any
 
 import jax
@@ -23,10 +24,31 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", self.scale_init, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        x = x - x.mean(-1, keepdims=True)
-        variance = (x * x).mean(-1, keepdims=True)
-        return (x / jnp.sqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        return (_standardised(x.astype(jnp.float32), (-1,), self.epsilon) * scale + bias).astype(self.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    """x less its mean over some axes, over the root of its variance and epsilon.
+
+    With a derivative of its own, so that the backward pass sums over x once: what it would find by itself sums first
+    for the variance, then for the mean.
+    """
+    return _standardised_parts(x, axes, epsilon)[0]
+
+
+def _standardised_parts(x: Array, axes: tuple[int, ...], epsilon: float) -> tuple[Array, Array]:
+    x = x - x.mean(axes, keepdims=True)
+    deviation = jnp.sqrt((x * x).mean(axes, keepdims=True) + epsilon)
+    return x / deviation, deviation
+
+
+@_standardised.defjvp
+def _(axes: tuple[int, ...], epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (moved,) = primals, tangents
+    out, deviation = _standardised_parts(x, axes, epsilon)
+    along = moved - moved.mean(axes, keepdims=True) - out * (out * moved).mean(axes, keepdims=True)
+    return out, along / deviation
 
 
 class RMSNorm(nn.Module):
@@ -143,9 +165,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (C,))
         grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, C // self.groups)
         axes = (*range(1, x.ndim - 1), x.ndim) if self.over_map else (x.ndim,)
-        grouped = grouped - grouped.mean(axes, keepdims=True)
-        variance = jnp.square(grouped).mean(axes, keepdims=True)
-        normal = (grouped / jnp.sqrt(variance + self.epsilon)).reshape(x.shape)
+        normal = _standardised(grouped, axes, self.epsilon).reshape(x.shape)
         return (normal * scale + bias).astype(self.dtype)
 
 

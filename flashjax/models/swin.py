@@ -116,7 +116,8 @@ class SwinBlock(nn.Module):
         mask = win.shift_mask(size, window, shift, count) if shift else None
         if form == "kernel":
             attention = KernelAttention(cfg, self.stage, window, name="attn")
-            x = win.cyclic_shift(attention(win.cyclic_shift(x, shift), mask, train), -shift)
+            x = attention(win.cyclic_shift_by_sums(x, shift), mask, train)
+            x = win.cyclic_shift_by_sums(x, -shift)
         elif form == "paired":
             attention = PairedAttention(cfg, self.stage, window, name="attn")
             x = with_logical_constraint(paired.partition(x, window, count, shift), CUT)
@@ -139,10 +140,7 @@ class PatchMerging(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w two_C"]:
         cfg, C = self.config, x.shape[-1]
-        x = win.pad_to_multiple(x, 2)
-        B, H, W, _ = x.shape
-        # The official order of neighbours goes down the column first: (0,0), (1,0), (0,1), (1,1).
-        x = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 4, 2, 5).reshape(B, H // 2, W // 2, 4 * C)
+        x = win.merge_neighbours(win.pad_to_multiple(x, 2))
         norm, reduction = LayerNorm(dtype=cfg.dtype, name="norm"), dense(cfg, 2 * C, "reduction", use_bias=False)
         return reduction(norm(x)) if cfg.version == 1 else norm(reduction(x))
 

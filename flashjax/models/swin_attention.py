@@ -148,19 +148,23 @@ class KernelAttention(RectangleAttention):
     def __call__(
         self, x: Float[Array, "B H W C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
     ) -> Float[Array, "B H W C"]:
-        cfg, (_, H, W, C) = self.config, x.shape
-        q, k, v = (keep(x @ kernel + bias) for kernel, bias in self.projections(C))
-        if cfg.version == 1:
-            q = q * (C // self.heads) ** -0.5
-        else:
-            q, k = (_unit(y.reshape(*y.shape[:-1], self.heads, -1)) for y in (q, k))
-            q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
-            q, k = q.reshape(x.shape), k.reshape(x.shape)
+        cfg, heads, (_, H, W, C) = self.config, self.heads, x.shape
+        width, projections = C // heads, self.projections(C)
         count = paired.together((H, W), self.window)
-        rectangle = (self.window, count * self.window)
-        mixed: Array = keep(window_kernel.attend(q, k, v, self.rectangle_bias(count, mask), rectangle))
+        rectangle = self.window, count * self.window
+        if cfg.version == 1:
+            kernel, offset = (window_kernel.joined(*parts, heads=heads) for parts in zip(*projections, strict=True))
+            qkv, scale = keep(x @ kernel), width**-0.5
+        else:
+            q, k, v = (keep(x @ kernel + bias) for kernel, bias in projections)
+            q, k = (_unit(y.reshape(*y.shape[:-1], heads, width)) for y in (q, k))
+            q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
+            qkv, scale = window_kernel.joined(q.reshape(x.shape), k.reshape(x.shape), v, heads), 1.0
+            offset = jnp.zeros(qkv.shape[-1], qkv.dtype)
+        logits = self.rectangle_bias(count, mask)
+        mixed: Array = keep(window_kernel.attend(qkv, offset, logits, rectangle, width, scale))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
-        out = keep(mixed @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype))
+        out = keep(mixed @ window_kernel.tiled(kernel.astype(cfg.dtype).T, heads).T + bias.astype(cfg.dtype))
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
 
 

@@ -9,12 +9,13 @@ are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels
 product over the channels of one head is that over the whole tile with the others set to 0, which takes the matrix unit
 no longer.
 
-Shapes: B batch; H, W map; C channels; h heads; N tokens of a rectangle; L rectangles of a map; l is 1 or L.
+Shapes: B batch; H, W map; C channels, F with those that fill up tiles; h heads; N tokens of a rectangle; L rectangles
+of a map; l is 1 or L.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,58 +33,136 @@ IMAGES = 8
 """Images of one turn: as many as a tile has rows."""
 Size = tuple[int, int]
 """Rows and columns."""
-FORWARD, BACKWARD = ("xxxb", "x"), ("xxxbx", "xxxb")
-"""What a pass takes and gives: x shaped as the queries, b as the bias, of which a result has one for each rectangle."""
+FORWARD, BACKWARD = ("tob", "x"), ("tobx", "tob")
+"""What a pass takes and gives: t queries, keys and values, o their offset, x what they are mixed to, b the bias; of
+offset and bias a result has one for each rectangle."""
+WIDE = {"t": 3 * LANES, "x": LANES}
+"""Lanes of a map that a turn takes."""
+_PARTS = [slice(part * LANES, (part + 1) * LANES) for part in range(3)]
+"""Those of queries, keys and values."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def tiled(x: Float[Array, "*n C"], heads: int) -> Float[Array, "*n F"]:
+    """Channels of heads in tiles of 128 lanes, as many heads in each tile, which zeros fill up.
+
+    Raises:
+        ValueError: where channels of a head do not divide 128.
+    """
+    width = _width(x.shape[-1], heads)
+    tiles, of_tile = _tiles(heads, width)
+    x = _fill(x, tiles * of_tile * width).reshape(*x.shape[:-1], tiles, of_tile * width)
+    return _fill(x, LANES).reshape(*x.shape[:-2], tiles * LANES)
+
+
+def joined(
+    q: Float[Array, "*n C"], k: Float[Array, "*n C"], v: Float[Array, "*n C"], heads: int
+) -> Float[Array, "*n three_F"]:
+    """What `attend` takes: a tile of queries, of keys, of values, then the next of each (`tiled`).
+
+    Of maps, or of kernels and biases of projections, so that one product gives all three.
+    """
+    parts = [tiled(x, heads).reshape(*x.shape[:-1], -1, 1, LANES) for x in (q, k, v)]
+    return jnp.concatenate(parts, axis=-2).reshape(*q.shape[:-1], -1)
+
+
 def attend(
-    q: Float[Array, "B H W C"],
-    k: Float[Array, "B H W C"],
-    v: Float[Array, "B H W C"],
+    qkv: Float[Array, "B H W three_F"],
+    offset: Float[Array, "three_F"],
     bias: Float[Array, "l h N N"],
     rectangle: Size,
-) -> Float[Array, "B H W C"]:
-    """Softmax attention in every rectangle of a map that is cut into some of that size; queries are scaled already.
+    width: int,
+    scale: float = 1.0,
+) -> Float[Array, "B H W F"]:
+    """Softmax attention in every rectangle of a map that is cut into some of that size.
 
-    `bias` is float32, keys by queries, and added to the logits, as `paired_windows.position_bias` makes it. Logits and
-    weights are float32; the weights meet the values in their dtype. The backward pass makes them again; nothing but the
-    arguments is kept for it. A batch is filled up to a multiple of 8 on each device. On a CPU it is interpreted, for
-    tests. Under `sharding.on_mesh` each device computes its own examples and heads, all where the axes do
-    not divide them; elsewhere the compiler refuses to split it over several devices.
+    Logits and weights are float32; the weights meet the values in their dtype. The backward pass makes them again;
+    nothing but the arguments is kept for it. A batch is filled up to a multiple of 8 on each device. On a CPU it is
+    interpreted, for tests. Under `sharding.on_mesh` each device computes its own examples and tiles of heads, all
+    where the axes do not divide them; elsewhere the compiler refuses to split it over several devices.
+
+    Args:
+        qkv: `joined` queries, keys and values.
+        offset: of their dtype, added to each; its gradient costs nothing here and a pass over the map elsewhere.
+        bias: float32, keys by queries, added to the logits, as `paired_windows.position_bias` makes it.
+        rectangle: rows and columns.
+        width: channels of a head.
+        scale: of the queries, which are rounded to their dtype after it.
+
+    Returns:
+        What each query is mixed to, in the order of `tiled`.
 
     Raises:
         NotImplementedError: on a GPU.
-        ValueError: where channels of a head do not divide 128, the rectangle does not divide the map or is not that of
-            the bias, and for other dtypes than float32 and bfloat16.
+        ValueError: where channels of a head do not divide 128, qkv has other tiles than the heads of the bias fill, the
+            rectangle does not divide the map or is not that of the bias, and for other dtypes than float32 and
+            bfloat16.
     """
-    return _on_mesh(functools.partial(_forward, rectangle), (q, k, v, bias), *FORWARD)[0]
+    (H, W), (heads, tokens) = qkv.shape[1:3], bias.shape[1:3]
+    tiles, of_tile = _tiles(heads, _width(heads * width, heads))
+    if qkv.shape[-1] != tiles * WIDE["t"]:
+        raise ValueError(f"{heads} heads of {width} channels want {tiles * WIDE['t']} lanes, not {qkv.shape[-1]}")
+    if H % rectangle[0] or W % rectangle[1] or tokens != math.prod(rectangle):
+        raise ValueError(f"rectangles of {rectangle} do not cut a map of {(H, W)} with a bias of {tokens} tokens")
+    if qkv.dtype not in (jnp.float32, jnp.bfloat16) or offset.dtype != qkv.dtype:
+        raise ValueError(f"the window kernel computes in float32 or bfloat16, not {qkv.dtype} and {offset.dtype}")
+    bias = jnp.pad(bias, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
+    return _attend(qkv, offset[None], bias, rectangle, width, scale)
 
 
-def _keep_inputs(q: Array, k: Array, v: Array, bias: Array, rectangle: Size) -> tuple[Array, tuple[Array, ...]]:
-    return attend(q, k, v, bias, rectangle), (q, k, v, bias)
+def _width(channels: int, heads: int) -> int:
+    if channels % heads or LANES % (channels // heads):
+        raise ValueError(
+            f"heads of {channels / heads:g} channels do not divide {LANES} lanes: choose attention='windows' or "
+            "'paired'"
+        )
+    return channels // heads
 
 
-def _pull_back(rectangle: Size, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    return _on_mesh(functools.partial(_backward, rectangle), (*kept, of_out), *BACKWARD)
+def _tiles(heads: int, width: int) -> tuple[int, int]:
+    """Tiles of lanes, and the heads in each: not the first ones full, but all alike."""
+    tiles = -(-heads * width // LANES)
+    return tiles, -(-heads // tiles)
 
 
-attend.defvjp(_keep_inputs, _pull_back)
+def _fill(x: Array, channels: int) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels - x.shape[-1])])
 
 
-def _forward(rectangle: Size, *arrays: Array) -> tuple[Array, ...]:
-    return _call(_forward_turn, rectangle, arrays, *FORWARD)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend(qkv: Array, offset: Array, bias: Array, *settings: Any) -> Array:
+    return _on_mesh(functools.partial(_forward, *settings), (qkv, offset, bias), *FORWARD)[0]
 
 
-def _backward(rectangle: Size, *arrays: Array, summed: tuple[str, ...] = ()) -> tuple[Array, ...]:
-    *of_maps, of_bias = _call(_backward_turn, rectangle, arrays, *BACKWARD)
-    if arrays[3].shape[0] == 1:
+def _keep_inputs(qkv: Array, offset: Array, bias: Array, *settings: Any) -> tuple[Array, tuple[Array, ...]]:
+    return _attend(qkv, offset, bias, *settings), (qkv, offset, bias)
+
+
+def _pull_back(rectangle: Size, width: int, scale: float, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
+    return _on_mesh(functools.partial(_backward, rectangle, width, scale), (*kept, of_out), *BACKWARD)
+
+
+_attend.defvjp(_keep_inputs, _pull_back)
+
+
+def _forward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
+    return _call(functools.partial(_forward_turn, width, scale), rectangle, width, arrays, *FORWARD)
+
+
+def _backward(
+    rectangle: Size, width: int, scale: float, *arrays: Array, summed: tuple[str, ...] = ()
+) -> tuple[Array, ...]:
+    turn = functools.partial(_backward_turn, width, scale)
+    of_qkv, of_offset, of_bias = _call(turn, rectangle, width, arrays, *BACKWARD)
+    if arrays[2].shape[0] == 1:
         of_bias = of_bias.sum(0, keepdims=True)
-    return *of_maps, jax.lax.psum(of_bias, summed) if summed else of_bias
+    sums = of_offset.sum(0), of_bias
+    of_offset, of_bias = jax.lax.psum(sums, summed) if summed else sums
+    return of_qkv, of_offset.astype(arrays[1].dtype), of_bias
 
 
-def _forward_turn(width: int, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None:
-    def attended(queries: Array, keys: Array, values: Array) -> tuple[Array]:
+def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
+    def attended(*loaded: Array) -> tuple[Array]:
+        queries, keys, values = _moved(loaded, offset, scale)
         mixed = jnp.zeros(queries.shape, jnp.float32)
         for head in range(bias.shape[0]):
             own = functools.partial(_own, head, width)
@@ -94,14 +173,17 @@ def _forward_turn(width: int, q: Any, k: Any, v: Any, bias: Any, out: Any) -> No
     _for_each_image(attended, (q, k, v), (out,))
 
 
-def _backward_turn(
-    width: int, q: Any, k: Any, v: Any, bias: Any, of_out: Any, of_q: Any, of_k: Any, of_v: Any, of_bias: Any
-) -> None:
+def _backward_turn(width: int, scale: float, *refs: Any) -> None:
+    q, k, v, offset, bias, of_out, of_qkv, of_offset, of_bias, *parts = refs
+
     @pl.when(pl.program_id(3) == 0)
     def _() -> None:
+        of_offset[...] = jnp.zeros_like(of_offset)
         of_bias[...] = jnp.zeros_like(of_bias)
 
-    def pulled_back(queries: Array, keys: Array, values: Array, of_mixed: Array) -> tuple[Array, ...]:
+    def pulled_back(*loaded: Array) -> tuple[Array, ...]:
+        queries, keys, values = _moved(loaded[:3], offset, scale)
+        of_mixed = loaded[3].astype(of_out.dtype)
         of_queries, of_keys, of_values = (jnp.zeros(queries.shape, jnp.float32) for _ in range(3))
         for head in range(bias.shape[0]):
             own = functools.partial(_own, head, width)
@@ -113,9 +195,20 @@ def _backward_turn(
             of_queries += _product(of_logits, 0, own(keys), 0)
             of_keys += own(_product(of_logits, 1, queries, 0))
             of_values += own(_product(weights.astype(v.dtype), 1, of_mixed, 0))
-        return of_queries, of_keys, of_values
+        found = of_queries * scale, of_keys, of_values
+        for lanes, part in zip(_PARTS, found, strict=True):
+            of_offset[:, lanes] += part.sum(0, keepdims=True)
+        return found
 
-    _for_each_image(pulled_back, (q, k, v, of_out), (of_q, of_k, of_v))
+    _for_each_image(pulled_back, (q, k, v, of_out), tuple(parts))
+    for lanes, part in zip(_PARTS, parts, strict=True):  # a stride wants maps of one tile
+        of_qkv[..., lanes] = part[...]
+
+
+def _moved(loaded: Sequence[Array], offset: Any, scale: float) -> list[Array]:
+    """Queries, keys and values with their offsets, queries scaled, in the dtype of the offset."""
+    moved = (x + offset[:, lanes].astype(jnp.float32) for x, lanes in zip(loaded, _PARTS, strict=True))
+    return [(x * s).astype(offset.dtype) for x, s in zip(moved, (scale, 1, 1), strict=True)]
 
 
 def _weights(queries: Array, keys: Array, bias: Array) -> Array:
@@ -139,7 +232,7 @@ def _own(head: int, width: int, x: Array) -> Array:
 def _for_each_image(
     compute: Callable[..., tuple[Array, ...]], inputs: tuple[Any, ...], outputs: tuple[Any, ...]
 ) -> None:
-    """Computes from and to [N, lanes] of each image of maps [rows, columns, images, lanes]; results are float32."""
+    """Computes from and to float32 [N, 128] of each image of maps [rows, columns, images, lanes]."""
     together = _together(inputs[0].dtype)
 
     def turn(at: Any, _: None) -> None:
@@ -163,13 +256,13 @@ def _together(dtype: Any) -> int:
 
 def _load(ref: Any, at: Any, together: int) -> tuple[Array, ...]:
     if _interpreted():
-        return (ref[:, :, at].reshape(-1, ref.shape[-1]),)
+        return (ref[:, :, at].reshape(-1, ref.shape[-1]).astype(jnp.float32),)
     words, rows = _words(ref, at, together)
     loaded = words[rows, :]
     if together == 1:
         return (loaded,)
     halves = loaded << 16, loaded & jnp.int32(-(2**16))
-    return tuple(jax.lax.bitcast_convert_type(half, jnp.float32).astype(ref.dtype) for half in halves)
+    return tuple(jax.lax.bitcast_convert_type(half, jnp.float32) for half in halves)
 
 
 def _store(ref: Any, at: Any, together: int, values: tuple[Array, ...]) -> None:
@@ -192,58 +285,70 @@ def _words(ref: Any, at: Any, together: int) -> tuple[Any, Any]:
     return words.reshape(tokens * stride, lanes), pl.ds(at, tokens, stride)
 
 
-def _call(turn: Any, rectangle: Size, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
+def _call(
+    turn: Any, rectangle: Size, width: int, arrays: tuple[Array, ...], inputs: str, outputs: str
+) -> tuple[Array, ...]:
     """The kernel over a grid of rectangles, tiles of lanes and groups of images."""
-    (B, H, W, C), dtype, bias = arrays[0].shape, arrays[0].dtype, arrays[3]
+    (B, H, W, _), dtype, bias = arrays[0].shape, arrays[0].dtype, arrays[2]
     heads, tokens = bias.shape[1:3]
-    width = C // heads
-    if LANES % width:
-        raise ValueError(
-            f"heads of {width} channels do not divide {LANES} lanes: choose attention='windows' or 'paired'"
-        )
-    if H % rectangle[0] or W % rectangle[1] or tokens != math.prod(rectangle):
-        raise ValueError(f"rectangles of {rectangle} do not cut a map of {(H, W)} with a bias of {tokens} tokens")
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"the window kernel computes in float32 or bfloat16, not {dtype}")
-    tiles, of_tile, batch = -(-C // LANES), min(heads, LANES // width), -(-B // IMAGES) * IMAGES
+    tiles, batch = arrays[0].shape[-1] // WIDE["t"], -(-B // IMAGES) * IMAGES
     down, across = H // rectangle[0], W // rectangle[1]
 
     def laid_out(array: Array, kind: str) -> Array:
-        if kind == "b":
-            return jnp.pad(array, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
-        return jnp.pad(array, ((0, batch - B), (0, 0), (0, 0), (0, tiles * LANES - C))).transpose(1, 2, 0, 3)
+        if kind in "ob":
+            return array
+        return jnp.pad(array, ((0, batch - B), (0, 0), (0, 0), (0, 0))).transpose(1, 2, 0, 3)
 
     def taken_out(array: Array, kind: str) -> Array:
-        return array[:, :heads] if kind == "b" else array.transpose(2, 0, 1, 3)[:B, ..., :C]
+        return array if kind in "ob" else array.transpose(2, 0, 1, 3)[:B]
 
-    maps = pl.BlockSpec((*rectangle, IMAGES, LANES), lambda r, s, g, i: (r, s, i, g))
-    one = (None, of_tile, tokens, tokens)
+    def tile(lanes: int, step: int = 1, first: int = 0) -> pl.BlockSpec:
+        return pl.BlockSpec((*rectangle, IMAGES, lanes), lambda r, s, g, i: (r, s, i, step * g + first))
+
+    one = (None, heads // tiles, tokens, tokens)
     biases = pl.BlockSpec(one, lambda r, s, g, i: (0 if bias.shape[0] == 1 else r * across + s, g, 0, 0))
     sums = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
-    shapes = {
-        "x": jax.ShapeDtypeStruct((H, W, batch, tiles * LANES), dtype),
-        "b": jax.ShapeDtypeStruct((down * across, tiles * of_tile, tokens, tokens), jnp.float32),
+    shapes = {kind: jax.ShapeDtypeStruct((H, W, batch, tiles * lanes), dtype) for kind, lanes in WIDE.items()}
+    shapes["o"] = jax.ShapeDtypeStruct((down * across, 1, tiles * WIDE["t"]), jnp.float32)
+    shapes["b"] = jax.ShapeDtypeStruct((down * across, heads, tokens, tokens), jnp.float32)
+    given = {kind: laid_out(array, kind) for array, kind in zip(arrays, inputs, strict=True)}
+    parts = range(3)
+    # Queries, keys and values are three tiles of one map, which is given three times.
+    specs_in = {
+        "t": [tile(LANES, 3, part) for part in parts],
+        "o": [pl.BlockSpec((1, WIDE["t"]), lambda r, s, g, i: (0, g))],
+        "b": [biases],
+        "x": [tile(LANES)],
     }
-    given = [laid_out(array, kind) for array, kind in zip(arrays, inputs, strict=True)]
+    specs_out = {
+        "t": tile(WIDE["t"]),
+        "o": pl.BlockSpec((None, 1, WIDE["t"]), lambda r, s, g, i: (r * across + s, 0, g)),
+        "b": sums,
+        "x": tile(LANES),
+    }
     grid = (down, across, tiles, batch // IMAGES)
     logits = B * down * across * heads * tokens**2
     kernel = pl.pallas_call(
-        functools.partial(turn, width),
+        turn,
         grid=grid,
-        in_specs=[maps if i == "x" else biases for i in inputs],
-        out_specs=[maps if o == "x" else sums for o in outputs],
+        in_specs=[spec for i in inputs for spec in specs_in[i]],
+        out_specs=[specs_out[o] for o in outputs],
         out_shape=[shapes[o] for o in outputs],
+        scratch_shapes=[pltpu.VMEM((*rectangle, IMAGES, LANES), dtype) for _ in parts if "t" in outputs],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=(2 if outputs == "x" else 5) * 2 * logits * width,
             transcendentals=logits,
-            bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in (*given, *(shapes[o] for o in outputs))),
+            bytes_accessed=sum(
+                math.prod(a.shape) * a.dtype.itemsize for a in (*given.values(), *(shapes[o] for o in outputs))
+            ),
         ),
         interpret=_interpreted(),
         name="window_attention" if outputs == "x" else "window_attention_backward",
         metadata={"turns": str(math.prod(grid))},
     )
-    return tuple(taken_out(found, kind) for found, kind in zip(kernel(*given), outputs, strict=True))
+    found = kernel(*(given[i] for i in inputs for _ in specs_in[i]))
+    return tuple(taken_out(array, kind) for array, kind in zip(found, outputs, strict=True))
 
 
 def _interpreted() -> bool:
@@ -258,8 +363,10 @@ def _on_mesh(function: Any, arrays: tuple[Array, ...], inputs: str, outputs: str
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(*arrays)
-    examples, heads = _axes("batch", arrays[0].shape[0], mesh), _axes("heads", arrays[3].shape[1], mesh)
-    specs = {"x": PartitionSpec(examples, None, None, heads), "b": PartitionSpec(None, heads)}
+    tiles = arrays[0].shape[-1] // WIDE["t"]
+    examples, heads = _axes("batch", arrays[0].shape[0], mesh), _axes("heads", tiles, mesh)
+    of_map, of_table = PartitionSpec(examples, None, None, heads), PartitionSpec(None, heads)
+    specs = {"t": of_map, "x": of_map, "o": of_table, "b": of_table}
     if "b" in outputs:
         function = functools.partial(function, summed=examples)
     in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (inputs, outputs))

@@ -5,12 +5,15 @@ Everything that depends on sizes alone is a NumPy constant, computed once at tra
 Shapes: B batch; H, W map; C channels; M window side; N = M*M tokens of a window; L = (H/M)*(W/M) windows of a map.
 """
 
-from functools import lru_cache
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from flashjax.ops.platform import traced_for
 
 MASKED = -100.0  # what Swin adds to a masked logit; finite, so that low precision and gradients behave
 
@@ -29,7 +32,7 @@ def window_reverse(windows: Float[Array, "B L N C"], window: int, size: tuple[in
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H, W, C)
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def relative_position_index(window: int, table_window: int | None = None) -> np.ndarray:
     """int32 [N, N]: the row of the bias table that belongs to each (query, key) pair of a window.
 
@@ -44,7 +47,7 @@ def relative_position_index(window: int, table_window: int | None = None) -> np.
     return (row * (2 * table_window - 1) + column).astype(np.int32)
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def log_relative_coords(window: int, pretrained_window: int = 0) -> np.ndarray:
     """float32 [(2M-1)^2, 2]: log-spaced offsets, the input of Swin V2's bias network (paper section 3.3, equation 4).
 
@@ -58,7 +61,7 @@ def log_relative_coords(window: int, pretrained_window: int = 0) -> np.ndarray:
     return table.reshape(-1, 2).astype(np.float32)
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def shift_regions(size: tuple[int, int], window: int, shift: int, count: int = 1) -> np.ndarray:
     """int8 [L, N]: which of the nine regions each token of the shifted map came from (paper figure 4).
 
@@ -89,6 +92,40 @@ def shift_mask(size: tuple[int, int], window: int, shift: int, count: int = 1) -
 def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
     """Rolls a map up and left by `shift` (down and right where it is negative)."""
     return jnp.roll(x, (-shift, -shift), axis=(1, 2)) if shift else x
+
+
+def cyclic_shift_by_sums(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
+    """`cyclic_shift` as the sum of its four pieces, each with zeros around it.
+
+    A TPU's compiler makes one pass of it, and of slices put together a copy for each.
+    """
+
+    def pieces(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What is added before and after the end of a row, and its beginning."""
+        first = shift % length
+        return (-first, first), (length - first, first - length)
+
+    if not shift:
+        return x
+    zero, (H, W) = jnp.zeros((), x.dtype), x.shape[1:3]
+    moved = (
+        jax.lax.pad(x, zero, ((0, 0, 0), (*down, 0), (*across, 0), (0, 0, 0)))
+        for down, across in itertools.product(pieces(H), pieces(W))
+    )
+    return functools.reduce(jnp.add, moved)
+
+
+def merge_neighbours(x: Float[Array, "B H W C"]) -> Float[Array, "B h w four_C"]:
+    """Each 2 x 2 of a map side by side, down the column first as in the official code: (0,0), (1,0), (0,1), (1,1).
+
+    H and W must be even. For a TPU four slices with a stride: turned round, a map would be copied in the float32 of the
+    norm behind it. A CPU's gradient is slower that way.
+    """
+    if traced_for() == "tpu":
+        return jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 4, 2, 5)
+    return x.reshape(B, H // 2, W // 2, 4 * C)
 
 
 def pad_to_multiple(x: Float[Array, "B H W C"], multiple: int) -> Float[Array, "B h w C"]:

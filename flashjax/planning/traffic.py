@@ -31,8 +31,9 @@ def traffic(module: Module, instruction: Instruction, by_name: Mapping[str, Inst
         part = min((shape_bytes(a) for a in arrays if shape_bytes(a) > 8), default=0)
         return sum(main(shape, part) for shape in (*arrays[-1:], *operands[:1]))
     inside = next((module.computations.get(callee, ()) for how, callee in instruction.calls if how == "calls"), ())
-    if base != "fusion" or not inside:
-        return main(instruction.shape) + sum(map(main, operands))
+    if base != "fusion" or not inside:  # a kernel may be given an array once for each part that it reads
+        distinct = [by_name[name].shape for name in dict.fromkeys(instruction.operands) if name in by_name]
+        return main(instruction.shape) + sum(map(main, distinct))
     root = next(i for i in inside if i.root)
     updated = _updated(root, inside)
     written = main(instruction.shape) if updated is None else main(instruction.shape, updated[1])

@@ -36,8 +36,14 @@ def by_the_kernel(q, k, v, table, size, window, shift):
     bias = paired.position_bias(table, window, window, count)
     if shift:
         bias = bias + win.shift_mask(size, window, shift, count)[:, None]
-    q, k, v = (win.cyclic_shift(x, shift) for x in (q, k, v))
-    return win.cyclic_shift(window_kernel.attend(q, k, v, bias, (window, count * window)), -shift)
+    heads, channels = table.shape[1], q.shape[-1]
+    qkv = window_kernel.joined(*(win.cyclic_shift(x, shift) for x in (q, k, v)), heads)
+    mixed = window_kernel.attend(
+        qkv, jnp.zeros(qkv.shape[-1], qkv.dtype), bias, (window, count * window), channels // heads
+    )
+    # Out of the tiles again: the product with ones that `tiled` puts there.
+    out = mixed @ window_kernel.tiled(jnp.eye(channels, dtype=q.dtype), heads).T
+    return win.cyclic_shift(out, -shift)
 
 
 def pulled_back(attention, *settings):
@@ -67,6 +73,7 @@ def assert_same(found, wanted, atol):
         (2, (3, 6), 4, 2, 3, 0),  # one bias for all
         (9, (6, 6), 4, 1, 3, 1),  # a bias for each rectangle, two windows in each; two groups of images
         (2, (2, 2), 192, 3, 2, 0),  # heads in two tiles of lanes, the second half full
+        (2, (2, 2), 192, 6, 2, 0),  # three heads in each of two tiles
     ],
 )
 def test_attention_and_its_gradients_are_those_of_windows_one_by_one(batch, size, channels, heads, window, shift):
@@ -87,7 +94,8 @@ def test_large_logits_do_not_overflow():
     q = jnp.full((1, 2, 4, 1), 300.0)
     values = jnp.broadcast_to(jnp.arange(4.0)[:, None], q.shape)
     bias = paired.position_bias(jnp.zeros((9, 1)), 2, 2, 2)
-    found = jax.jit(lambda q, v: window_kernel.attend(q, q, v, bias, (2, 4)))(q, values)
+    qkv = window_kernel.joined(q, q, values, 1)
+    found = jax.jit(lambda qkv: window_kernel.attend(qkv, jnp.zeros(384), bias, (2, 4), 1))(qkv)
     np.testing.assert_allclose(found[0, :, :, 0], [[0.5, 0.5, 2.5, 2.5]] * 2, rtol=1e-6)
 
 
@@ -115,5 +123,8 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="not float16"):
         by_the_kernel(*arguments(1, (2, 2), 4, 1, 2, jnp.float16)[:4], (2, 2), 2, 0)
     q, k, v, table, _ = arguments(1, (2, 4), 4, 1, 2)
+    qkv, offset, bias = window_kernel.joined(q, k, v, 1), jnp.zeros(384), paired.position_bias(table, 2, 2, 2)
     with pytest.raises(ValueError, match=r"rectangles of \(2, 3\)"):
-        window_kernel.attend(q, k, v, paired.position_bias(table, 2, 2, 2), (2, 3))
+        window_kernel.attend(qkv, offset, bias, (2, 3), 4)
+    with pytest.raises(ValueError, match="1 heads of 4 channels want 384 lanes, not 4"):
+        window_kernel.attend(q, offset[:4], bias, (2, 4), 4)

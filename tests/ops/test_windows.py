@@ -69,6 +69,24 @@ def test_cyclic_shift_moves_up_and_left():
     np.testing.assert_array_equal(win.cyclic_shift(shifted, -1), x)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2, -1])
+def test_a_shift_by_sums_is_the_shift(shift):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 2))
+    np.testing.assert_array_equal(win.cyclic_shift_by_sums(x, shift), win.cyclic_shift(x, shift))
+    weight = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
+    of_x = jax.grad(lambda x: (win.cyclic_shift_by_sums(x, shift) * weight).sum())(x)
+    np.testing.assert_array_equal(of_x, win.cyclic_shift(weight, -shift))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_neighbours_stand_in_the_official_order(monkeypatch, platform):
+    monkeypatch.setattr(win, "traced_for", lambda: platform)
+    rows, columns = np.meshgrid(np.arange(4), np.arange(6), indexing="ij")
+    merged = win.merge_neighbours(jnp.asarray(np.stack([rows, columns], -1)[None], jnp.float32))
+    assert merged.shape == (1, 2, 3, 8)
+    np.testing.assert_array_equal(merged[0, 1, 2].reshape(4, 2), [(2, 4), (3, 4), (2, 5), (3, 5)])
+
+
 def test_padding_goes_to_the_bottom_and_the_right():
     x = jnp.ones((1, 5, 8, 2))
     padded = win.pad_to_multiple(x, 4)

@@ -34,6 +34,7 @@ ENTRY %main (x: f32[1024], all: f32[64,1024], i: s32[]) -> f32[64,1024] {
   %sum = f32[1024] fusion(%x), kind=kLoop, calls=%add
   %row = f32[1024] fusion(%all, %i), kind=kLoop, calls=%cut
   %some = f32[2,1024] slice(%all), slice={[0:2], [0:1024]}
+  %kernel = f32[1024] custom-call(%all, %sum, %all), custom_call_target="tpu_custom_call"
   %wide = f32[1,1024] bitcast(%sum)
   ROOT %new = f32[64,1024] fusion(%all, %wide, %i), kind=kLoop, calls=%put
 }
@@ -47,6 +48,7 @@ ROW = 4 * 1024
         ("near", ROW),  # only what is read: the copy lies elsewhere
         ("sum", 2 * ROW),
         ("row", 2 * ROW + 4),  # a row of 64 is read, and its number
+        ("kernel", 66 * ROW),  # an array that it is given twice, once
         ("some", 4 * ROW),
         ("new", 2 * ROW + 4),  # in place: the other rows are neither read nor written
     ],
