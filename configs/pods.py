@@ -6,8 +6,6 @@ LAUNCHER = "experiments.swin_imagenet"
 WHOLE = frozenset({"all-reduce", "collective-permute"})
 """Of a step whose parameters are whole on each device: gradients, and images that are mixed with those at the other end
 of the batch."""
-PLAIN = ("--model.attention", "windows")
-"""What does not depend on how attention is laid out for TPUs: norms, MLPs, merging, the optimizer."""
 
 
 def _swin(topology: str, preset: str, *flags: str) -> Pod:
@@ -16,6 +14,8 @@ def _swin(topology: str, preset: str, *flags: str) -> Pod:
 
 PODS = {
     "tiny_1k v5e:4x4": _swin("v5e:4x4", "tiny_1k"),
-    "tiny_1k v5p:2x2x1 plain": _swin("v5p:2x2x1", "tiny_1k", "--data.batch_size", "256", *PLAIN),
-    "base_1k v5e:4x4 plain": _swin("v5e:4x4", "base_1k", "--data.batch_size", "512", *PLAIN),
+    "tiny_1k v5p:2x2x1": _swin("v5p:2x2x1", "tiny_1k", "--data.batch_size", "256"),
+    "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", "--data.batch_size", "256"),
+    "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", "--data.batch_size", "512"),
+    "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", "--data.batch_size", "512", "--model.blocks", "looped"),
 }
