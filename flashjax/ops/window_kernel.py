@@ -312,10 +312,9 @@ def _call(
     shapes["o"] = jax.ShapeDtypeStruct((down * across, 1, tiles * WIDE["t"]), jnp.float32)
     shapes["b"] = jax.ShapeDtypeStruct((down * across, heads, tokens, tokens), jnp.float32)
     given = {kind: laid_out(array, kind) for array, kind in zip(arrays, inputs, strict=True)}
-    parts = range(3)
     # Queries, keys and values are three tiles of one map, which is given three times.
     specs_in = {
-        "t": [tile(LANES, 3, part) for part in parts],
+        "t": [tile(LANES, len(_PARTS), part) for part in range(len(_PARTS))],
         "o": [pl.BlockSpec((1, WIDE["t"]), lambda r, s, g, i: (0, g))],
         "b": [biases],
         "x": [tile(LANES)],
@@ -334,7 +333,7 @@ def _call(
         in_specs=[spec for i in inputs for spec in specs_in[i]],
         out_specs=[specs_out[o] for o in outputs],
         out_shape=[shapes[o] for o in outputs],
-        scratch_shapes=[pltpu.VMEM((*rectangle, IMAGES, LANES), dtype) for _ in parts if "t" in outputs],
+        scratch_shapes=[pltpu.VMEM((*rectangle, IMAGES, LANES), dtype) for _ in _PARTS if "t" in outputs],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=(2 if outputs == "x" else 5) * 2 * logits * width,

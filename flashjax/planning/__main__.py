@@ -41,7 +41,7 @@ def show(program: str, config: Any) -> int:
                 raise
             print(f"{name}: {error}\n")
             continue
-        print(f"planning {config.preset} for {name}: compiling takes a minute or two the first time", file=sys.stderr)
+        print(f"planning {config.preset} for {name}: compiling takes minutes the first time", file=sys.stderr)
         plan, compiled, step = plans.plan_and_program(
             launcher.build, config, opened, cache=config.save is None, search=config.search
         )

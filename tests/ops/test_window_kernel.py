@@ -37,10 +37,9 @@ def by_the_kernel(q, k, v, table, size, window, shift):
     if shift:
         bias = bias + win.shift_mask(size, window, shift, count)[:, None]
     heads, channels = table.shape[1], q.shape[-1]
-    qkv = window_kernel.joined(*(win.cyclic_shift(x, shift) for x in (q, k, v)), heads)
-    mixed = window_kernel.attend(
-        qkv, jnp.zeros(qkv.shape[-1], qkv.dtype), bias, (window, count * window), channels // heads
-    )
+    qkv = window_kernel.joined(*(win.cyclic_shift(x, shift) for x in (q / 2, k, v)), heads)
+    offset = qkv[0, 0, 0]  # taken away here and added there: what comes back to it must be 0 in all
+    mixed = window_kernel.attend(qkv - offset, offset, bias, (window, count * window), channels // heads, scale=2.0)
     # Out of the tiles again: the product with ones that `tiled` puts there.
     out = mixed @ window_kernel.tiled(jnp.eye(channels, dtype=q.dtype), heads).T
     return win.cyclic_shift(out, -shift)
