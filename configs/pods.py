@@ -17,5 +17,4 @@ PODS = {
     "tiny_1k v5p:2x2x1": _swin("v5p:2x2x1", "tiny_1k", "--data.batch_size", "256"),
     "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", "--data.batch_size", "256"),
     "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", "--data.batch_size", "512"),
-    "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", "--data.batch_size", "512", "--model.blocks", "looped"),
 }
