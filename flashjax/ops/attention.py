@@ -7,6 +7,7 @@ key-value head h // (H / Hk)), D width of a query and key head, E width of a val
 import functools
 import math
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,8 +25,10 @@ HIDDEN = -1e30
 FLOOR = -1e20
 """Least running maximum: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0."""
 BLOCK = 256
-"""Queries, and keys, of a block of the blocked form."""
-CACHE = 2**19
+"""Queries, and keys, of a block of the blocked form at most."""
+CPU_BLOCK = 512
+"""The same on one CPU, whose cores do not share smaller products."""
+CACHE = 2**20
 """Bytes of logits that a core of a CPU keeps near: so many heads go through the blocks together."""
 BLOCKED_FROM = {"cpu": 128, "gpu": 1024, "tpu": 1024}
 """By platform: `auto` takes the blocked form where queries times keys reach the square of this."""
@@ -152,10 +155,13 @@ class _Seen:
         return _mask(self.causal, self.window, self.q_index(queries), self.k_index(keys), *ids)
 
 
-def _mask(causal: bool, window: int | None, q_index: Array, k_index: Array, q_ids: Any, k_ids: Any) -> Array | None:
-    """bool [b, Q, K] of index [b, Q] and [b, K]; None where nothing is hidden."""
+def _mask(
+    causal: bool, window: int | None, q_index: Array, k_index: Array, q_ids: Any, k_ids: Any, k_first: bool = False
+) -> Array | None:
+    """bool [b, Q, K] of index [b, Q] and [b, K], or [b, K, Q]; None where nothing is hidden."""
+    of_q, of_k = (np.s_[:, None, :], np.s_[:, :, None]) if k_first else (np.s_[:, :, None], np.s_[:, None, :])
     parts = []
-    ahead = q_index[:, :, None] - k_index[:, None, :]
+    ahead = q_index[of_q] - k_index[of_k]
     if causal:
         parts.append(ahead >= 0)
     if window is not None:
@@ -163,7 +169,7 @@ def _mask(causal: bool, window: int | None, q_index: Array, k_index: Array, q_id
         if not causal:
             parts.append(ahead > -window)
     if q_ids is not None:
-        parts.append((q_ids[:, :, None] == k_ids[:, None, :]) & (k_ids[:, None, :] > 0))
+        parts.append((q_ids[of_q] == k_ids[of_k]) & (k_ids[of_k] > 0))
     return functools.reduce(jnp.logical_and, parts) if parts else None
 
 
@@ -204,55 +210,67 @@ def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale:
     return o if mask is None else jnp.where(mask.any(-1)[:, :, None, None], o, 0)
 
 
-# The blocked form. Logits of a block are kept [B, Hk, keys, group, queries]: every product then has its contracted dims
-# where a CPU reads them in order, and maxima and sums run down columns, many at a time.
+# The blocked form. Logits of a block have keys before queries: every product then has its contracted dims where a CPU
+# reads them in order, and maxima run down columns, many at a time. Their dims are [n, h, keys, g, q]: rows, key-value
+# heads, queries of a group, queries. On one CPU (`_Spec.flat`) they are [h, keys, q], the group among the queries: XLA
+# for CPUs copies what a product of more dims hands on.
 
 
 def _blocked(q: Array, k: Array, v: Array, bias: Any, seen: _Seen, scale: float) -> Array:
-    B, Q, H, D = q.shape
+    B, Q, H = q.shape[:3]
     K, Hk, E = k.shape[1], k.shape[2], v.shape[3]
     G = H // Hk
+    one_cpu = platform.traced_for() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    most = CPU_BLOCK if one_cpu else BLOCK
     # Queries that an axis of the mesh splits go side by side: a loop would visit one device at a time.
-    bq = _round_up(Q, 8) if _sequence_shards() > 1 else min(BLOCK, _round_up(Q, 8))
-    bk = min(BLOCK, _round_up(K, 8))
-    nq, nk = -(-Q // bq), -(-K // bk)
+    nq, bq = _blocks(Q, Q if _sequence_shards() > 1 else most)
+    nk, bk = _blocks(K, most)
     q_ids, k_ids = seen.q_ids, seen.k_ids
     if q_ids is None and nk * bk != K:  # the keys of the padding must not be seen
         q_ids, k_ids = jnp.ones((1, Q), jnp.int32), jnp.ones((1, K), jnp.int32)
-
-    plain = seen.q_positions is None and seen.k_positions is None
-    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk)
     if bias is not None and not callable(bias):
         bias = _Whole.make(bias, H, Q, K, nq * bq, nk * bk)
+    rows, few = _together(B, Hk, G * bq * bk * 4, bias) if one_cpu else (B, Hk)
+    parts = (B // rows) * (Hk // few)
+    flat = one_cpu and rows == 1
+    plain = seen.q_positions is None and seen.k_positions is None
+    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk, flat)
     tables = {
         "q_index": _cut(seen.q_index(Q), nq, bq),
         "k_index": _cut(seen.k_index(K), nk, bk),
         "q_ids": None if q_ids is None else _cut(q_ids, nq, bq),
         "k_ids": None if k_ids is None else _cut(k_ids, nk, bk),
     }
-    rows, few = _together(B, Hk, G * bq * bk * 4, bias)
-    parts = (B // rows) * (Hk // few)
 
-    def laid(x: Array, count: int, size: int) -> Array:
-        """[B, length, Hk, G, D] -> [parts, count, rows, few, G, size, D]."""
-        x = _padded(x, count * size).reshape(B // rows, rows, count, size, Hk // few, few, *x.shape[3:])
-        return x.transpose(0, 4, 2, 1, 5, 6, 3, 7).reshape(parts, count, rows, few, x.shape[6], size, x.shape[7])
+    def laid(x: Array, count: int, size: int, *queries: int) -> Array:
+        """[B, length, Hk, G, D] -> [parts, count, rows, few, G, size, D], its inner dims as they are to be."""
+        x = _padded(x, count * size).reshape(B // rows, rows, count, size, Hk // few, few, -1, x.shape[-1])
+        x = x.transpose(0, 4, 2, 1, 5, 6, 3, 7)
+        return x.reshape(parts, count, *((few,) if flat else (rows, few)), *queries, x.shape[-1])
 
-    q = laid((q * jnp.asarray(scale, q.dtype)).reshape(B, Q, Hk, G, D), nq, bq)
-    k = laid(k[:, :, :, None], nk, bk)[:, :, :, :, 0]
-    columns = laid(v[:, :, :, None], nk, bk)[:, :, :, :, 0].swapaxes(-1, -2)
+    scaled = q * jnp.asarray(scale, q.dtype)
+    given = (
+        jnp.arange(parts),
+        laid(scaled, nq, bq, *((G * bq,) if flat else (G, bq))),
+        laid(k, nk, bk, bk),
+        laid(v, nk, bk, bk),
+    )
 
     def some(given: Any) -> Array:
-        part, q, k, columns = given
+        part, q, k, v = given
         row = part // (Hk // few)
         mine = jax.tree.map(lambda x: x if rows == B or x.shape[1] == 1 else x[:, row][:, None], tables)
-        return _attend(spec, q, k, columns, bias, mine)
+        return _attend(spec, q, k, v, bias, mine)
 
-    given = (jnp.arange(parts), q, k, columns)
     o = jax.lax.map(some, given) if parts > 1 else some(jax.tree.map(lambda x: x[0], given))[None]
-    # [parts, nq, rows, few, E, G, bq]
-    o = o.reshape(B // rows, Hk // few, nq, rows, few, E, G, bq).transpose(0, 3, 2, 7, 1, 4, 6, 5)
+    o = o.reshape(B // rows, Hk // few, nq, rows, few, G, bq, E).transpose(0, 3, 2, 6, 1, 4, 5, 7)
     return o.reshape(B, nq * bq, H, E)[:, :Q].astype(v.dtype)
+
+
+def _blocks(length: int, most: int) -> tuple[int, int]:
+    """How many blocks, and of how many tokens: the fewest of at most `most`, and then the smallest."""
+    count = -(-length // most)
+    return count, _round_up(-(-length // count), 8)
 
 
 def _round_up(n: int, unit: int) -> int:
@@ -271,12 +289,11 @@ def _cut(x: Array, count: int, size: int) -> Array:
 
 
 def _together(rows: int, heads: int, each: int, bias: Any) -> tuple[int, int]:
-    """How many rows and key-value heads go through the blocks together, when the logits of a head take `each` bytes.
+    """How many rows and key-value heads go through one CPU's blocks together, where a head's logits take `each` bytes.
 
-    On one CPU so many heads of a row as leave the logits in the cores' caches (all of them where a bias is made for all
-    at once); elsewhere, and on a mesh, everything.
+    So many heads of a row as leave the logits in the cores' caches, or all where a bias is made for all at once.
     """
-    if jax.default_backend() != "cpu" or not jax.sharding.get_abstract_mesh().empty or isinstance(bias, _Whole):
+    if isinstance(bias, _Whole):
         return rows, heads
     if bias is not None:
         return 1, heads
@@ -324,6 +341,34 @@ class _Spec:
     bk: int
     nq: int
     nk: int
+    flat: bool
+
+    @property
+    def keys(self) -> int:
+        """The dim of keys among logits, and of channels among columns."""
+        return 1 if self.flat else 2
+
+    def product(self, dims: str, a: Array, b: Array) -> Array:
+        """`jnp.einsum` in each row and head, where q stands for all dims of queries; float32."""
+        rows, queries = ("h", "q") if self.flat else ("nh", "gq")
+        left, right, out = (rows + term.replace("q", queries) for term in re.split(",|->", dims))
+        return jnp.einsum(f"{left},{right}->{out}", a, b, preferred_element_type=jnp.float32)
+
+    def columns(self, x: Array, tokens: int = 1) -> Array:
+        """Channels [..., C] before the last `tokens` dims; on one CPU in memory too, as a product that folds the change
+        in would read out of order at every use."""
+        x = jnp.moveaxis(x, -1, x.ndim - 1 - tokens)
+        return jax.lax.optimization_barrier(x) if self.flat else x
+
+    def rows(self, x: Array) -> Array:
+        """Columns of queries as rows [..., C] again."""
+        x = jnp.moveaxis(x, x.ndim - 1 - self.tokens, -1)
+        return jax.lax.optimization_barrier(x) if self.flat else x
+
+    @property
+    def tokens(self) -> int:
+        """How many dims queries have."""
+        return 1 if self.flat else 2
 
     def of_queries(self, i: Any) -> list[tuple[Any, Any, bool]]:
         """Ranges of the blocks of keys that block i of queries may see: (first, end, whether some pair is hidden)."""
@@ -380,107 +425,111 @@ def _at(x: Any, i: Any) -> Any:
     return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), x)
 
 
-def _transposed(x: Array) -> Array:
-    """The last two dims swapped in memory, too: folded into a product they would be read out of order at every use."""
-    return jax.lax.optimization_barrier(x.swapaxes(-1, -2))
-
-
-def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, shape: tuple[int, ...]) -> Array:
-    """[b, Hk, bk, G, bq] float32; `shape` is (Hk, G)."""
+def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, heads: int) -> Array:
+    """float32, as it broadcasts to logits of so many key-value heads."""
     if isinstance(bias, _Whole):
         b, H = bias.array.shape[:2]
         part = jax.lax.dynamic_slice(bias.array, (0, 0, i * spec.bq, j * spec.bk), (b, H, spec.bq, spec.bk))
     else:
         part = bias(_at(tables["q_index"], i)[0], _at(tables["k_index"], j)[0])[None]
-    part = part.astype(jnp.float32).reshape(part.shape[0], *shape, spec.bq, spec.bk)
-    return part.transpose(0, 1, 4, 2, 3)
+    part = part.astype(jnp.float32).reshape(part.shape[0], heads, -1, spec.bq, spec.bk).transpose(0, 1, 4, 2, 3)
+    return part.reshape(heads, spec.bk, -1) if spec.flat else part
 
 
 def _block_logits(spec: _Spec, q_i: Array, k_j: Array, bias: Any, i: Any, j: Any, tables: Any, masked: bool) -> Array:
-    """[B, Hk, bk, G, bq] float32, HIDDEN where a key is not seen."""
-    s = jnp.einsum("bhkd,bhgqd->bhkgq", k_j, q_i, preferred_element_type=jnp.float32)
+    """Of queries as columns and keys as rows; float32, HIDDEN where a key is not seen."""
+    s = spec.product("kd,dq->kq", k_j, q_i)
     if bias is not None:
-        s = s + _block_bias(spec, bias, i, j, tables, q_i.shape[1:3])
+        s = s + _block_bias(spec, bias, i, j, tables, k_j.shape[-3])
     if not masked:
         return s
     ids = (None, None) if tables["q_ids"] is None else (_at(tables["q_ids"], i), _at(tables["k_ids"], j))
-    mask = _mask(spec.causal, spec.window, _at(tables["q_index"], i), _at(tables["k_index"], j), *ids)
-    return s if mask is None else jnp.where(mask.swapaxes(1, 2)[:, None, :, None], s, HIDDEN)
+    if spec.plain:
+        q_index, k_index = (jnp.arange(b)[None] + at * b for b, at in ((spec.bq, i), (spec.bk, j)))
+    else:
+        q_index, k_index = _at(tables["q_index"], i), _at(tables["k_index"], j)
+    mask = _mask(spec.causal, spec.window, q_index, k_index, *ids, k_first=True)
+    if mask is None:
+        return s
+    mask = jnp.tile(mask, s.shape[-1] // spec.bq) if spec.flat else mask[:, None, :, None]
+    return jnp.where(mask, s, HIDDEN)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(spec: _Spec, q: Array, k: Array, columns: Array, bias: Any, tables: Any) -> Array:
-    return _attend_forward(spec, q, k, columns, bias, tables)[0]
+def _attend(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Array:
+    return _attend_forward(spec, q, k, v, bias, tables)[0]
 
 
-def _attend_forward(spec: _Spec, q: Array, k: Array, columns: Array, bias: Any, tables: Any) -> Any:
-    """o [nq, B, Hk, E, G, bq] float32, and what is kept.
+def _attend_forward(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Any:
+    """o [nq, n, h, g, bq, E] float32, and what is kept.
 
-    q [nq, B, Hk, G, bq, D], k [nk, B, Hk, bk, D], and v as columns [nk, B, Hk, E, bk].
+    q [nq, n, h, g, bq, D], k [nk, n, h, bk, D], v [nk, n, h, bk, E]. A row of ones under the columns of v sums the
+    weights in the product that sums the values.
     """
-    B, Hk, G, bq = q.shape[1:5]
-    E = columns.shape[3]
+    columns = spec.columns(v)
+    columns = jnp.concatenate([columns, jnp.ones_like(columns[..., :1, :])], -2)
+    keys, E = spec.keys, v.shape[-1]
 
     def of_queries(_, i):
-        q_i = _at(q, i)
+        q_i = spec.columns(_at(q, i), spec.tokens)
 
         def add(j, carry, masked):
-            m, total, o = carry
+            m, o = carry
             s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
-            m_new = jnp.maximum(m, s.max(2))
-            p = jnp.exp(s - m_new[:, :, None])
-            old = jnp.exp(m - m_new)
-            total = total * old + p.sum(2)
-            v_j = _at(columns, j)
-            new = jnp.einsum("bhek,bhkgq->bhegq", v_j, p.astype(v_j.dtype), preferred_element_type=jnp.float32)
-            return m_new, total, o * old[:, :, None] + new
+            m_new = jnp.maximum(m, s.max(keys))
+            p = jnp.exp(s - jnp.expand_dims(m_new, keys))
+            new = spec.product("ek,kq->eq", _at(columns, j), p.astype(v.dtype))
+            return m_new, o * jnp.expand_dims(jnp.exp(m - m_new), keys) + new
 
-        rows = (B, Hk, G, bq)
-        start = (jnp.full(rows, FLOOR), jnp.zeros(rows), jnp.zeros((B, Hk, E, G, bq)))
-        m, total, o = _over(spec.of_queries(i), spec.nk, add, start)
+        rows = q.shape[1:-1]
+        start = (jnp.full(rows, FLOOR), jnp.zeros((*rows[:keys], E + 1, *rows[keys:])))
+        m, o = _over(spec.of_queries(i), spec.nk, add, start)
+        total = jax.lax.index_in_dim(o, E, keys, keepdims=False)
         some = total > 0
         total = jnp.where(some, total, 1)
-        return None, (o / total[:, :, None], jnp.where(some, m + jnp.log(total), 0))
+        o = jax.lax.slice_in_dim(o, 0, E, axis=keys) / jnp.expand_dims(total, keys)
+        return None, (spec.rows(o), jnp.where(some, m + jnp.log(total), 0))
 
     _, (o, lse) = jax.lax.scan(of_queries, None, jnp.arange(spec.nq))
-    return o, (q, k, columns, bias, tables, o, lse)
+    return o, (q, k, v, bias, tables, o, lse)
 
 
 def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
     """With p = exp(s - lse): dv = p do, dp = v do^T, ds = p (dp - sum(do o)), dk = ds q, dq = ds^T k."""
-    q, k, columns, bias, tables, o, lse = kept
-    delta = (do * o).sum(3)  # [nq, B, Hk, G, bq]
-    do = do.astype(columns.dtype)
+    q, k, v, bias, tables, o, lse = kept
+    keys = spec.keys
+    delta = (do * o).sum(-1)
+    do = do.astype(v.dtype)
+    q_columns, do_columns = (spec.columns(x, spec.tokens) for x in (q, do))
 
     def of_keys(carry, j):
-        k_j, v_j = _at(k, j), _transposed(_at(columns, j))
-        k_columns = _transposed(k_j)
+        k_j, v_j = _at(k, j), _at(v, j)
+        k_columns = spec.columns(k_j)
 
         def add(i, carry, masked):
             dq, dbias, dk, dv = carry
-            q_i, do_i = _at(q, i), _at(do, i)
-            s = _block_logits(spec, q_i, k_j, bias, i, j, tables, masked)
-            p = jnp.exp(s - _at(lse, i)[:, :, None])
-            dv = dv + jnp.einsum("bhkgq,bhegq->bhke", p.astype(do.dtype), do_i, preferred_element_type=jnp.float32)
-            dp = jnp.einsum("bhke,bhegq->bhkgq", v_j, do_i, preferred_element_type=jnp.float32)
-            ds = p * (dp - _at(delta, i)[:, :, None])
+            s = _block_logits(spec, _at(q_columns, i), k_j, bias, i, j, tables, masked)
+            p = jnp.exp(s - jnp.expand_dims(_at(lse, i), keys))
+            dv = dv + spec.product("kq,qe->ke", p.astype(do.dtype), _at(do, i))
+            dp = spec.product("ke,eq->kq", v_j, _at(do_columns, i))
+            ds = p * (dp - jnp.expand_dims(_at(delta, i), keys))
             if bias is not None:
-                part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, q_i.shape[1:3]), bias)
-                dbias = jax.tree.map(jnp.add, dbias, pull(ds if part.shape[0] > 1 else ds.sum(0, keepdims=True))[0])
+                part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, k_j.shape[-3]), bias)
+                of_bias = ds if part.shape == ds.shape else ds.sum(0, keepdims=True)
+                dbias = jax.tree.map(jnp.add, dbias, pull(of_bias)[0])
             ds = ds.astype(q.dtype)
-            dk = dk + jnp.einsum("bhkgq,bhgqd->bhkd", ds, q_i, preferred_element_type=jnp.float32)
-            new = jnp.einsum("bhdk,bhkgq->bhdgq", k_columns, ds, preferred_element_type=jnp.float32)
+            dk = dk + spec.product("kq,qd->kd", ds, _at(q, i))
+            new = spec.product("dk,kq->dq", k_columns, ds)
             return jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + new, i, 0), dbias, dk, dv
 
         zeros = (jnp.zeros(k_j.shape, jnp.float32), jnp.zeros(v_j.shape, jnp.float32))
         dq, dbias, dk, dv = _over(spec.of_keys(j), spec.nq, add, (*carry, *zeros))
-        return (dq, dbias), (dk.astype(k.dtype), dv.swapaxes(-1, -2).astype(columns.dtype))
+        return (dq, dbias), (dk.astype(k.dtype), dv.astype(v.dtype))
 
-    nq, B, Hk, G, bq, D = q.shape
-    start = (jnp.zeros((nq, B, Hk, D, G, bq), jnp.float32), jax.tree.map(jnp.zeros_like, bias))
-    (dq, dbias), (dk, dcolumns) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
+    start = (jnp.zeros(q_columns.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias))
+    (dq, dbias), (dk, dv) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tables)
-    return dq.transpose(0, 1, 2, 4, 5, 3).astype(q.dtype), dk, dcolumns, dbias, nothing
+    return spec.rows(dq).astype(q.dtype), dk, dv, dbias, nothing
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -25,7 +25,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK", 8)  # several blocks, and a last one that is not full
+    for block in ("BLOCK", "CPU_BLOCK"):
+        monkeypatch.setattr(attention, block, 8)  # several blocks, and a last one that is not full
     monkeypatch.setattr(attention, "CACHE", 8 * 8 * 4)  # heads go one by one
 
 
