@@ -1,6 +1,7 @@
 """The platform that a function is traced for, and what functions choose for it."""
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 
@@ -17,6 +18,23 @@ def traced_for() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+@functools.cache
+def compiler_options(platform: str, backward: bool) -> dict[str, str]:
+    """What a program for devices of `platform` is compiled with (`jax.jit(compiler_options=...)`); {}: as XLA would.
+
+    On CPUs products are XLA's own: those of YNNPACK, its default, take longer here (docs/language.md has figures). Sums
+    of a backward pass are YNNPACK's, and those of a forward pass alone are not. {} too where XLA has no such setting.
+    """
+    if platform != "cpu":
+        return {}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE" if backward else ""}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def chosen(setting: str, value: str) -> None:

@@ -69,8 +69,13 @@ class Program:
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
+            compiler_options=platform.compiler_options(self.mesh.devices.flat[0].platform, backward=True),
         )
-        self.eval_step = jax.jit(on_mesh(make_eval_step(self.objective), self.mesh), donate_argnums=2)
+        self.eval_step = jax.jit(
+            on_mesh(make_eval_step(self.objective), self.mesh),
+            donate_argnums=2,
+            compiler_options=platform.compiler_options(self.mesh.devices.flat[0].platform, backward=False),
+        )
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
     def _parameters(self, objective: Objective) -> Any:
