@@ -33,7 +33,7 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
     from flashjax.models.flash import Flash, FlashConfig
     from flashjax.models.transformer import Transformer, TransformerConfig
     from flashjax.objectives.language import cross_entropy
-    from flashjax.ops.platform import compiler_options
+    from flashjax.ops.platform import forward_options
 
     if name == "flash":
         made: Any = FlashConfig(vocab_size=VOCAB, width=WIDTH, depth=2 * depth, max_length=length)
@@ -59,10 +59,8 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    forward_options, train_options = (compiler_options("cpu", backward) for backward in (False, True))
-    forward_jit = jax.jit(apply, compiler_options=forward_options).lower(params, tokens[:, :-1]).compile()
-    train_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=train_options)
-    train_jit = train_jit.lower(params, held["state"], tokens).compile()
+    forward_jit = jax.jit(apply, compiler_options=forward_options("cpu")).lower(params, tokens[:, :-1]).compile()
+    train_jit = jax.jit(update, donate_argnums=(0, 1)).lower(params, held["state"], tokens).compile()
     prompt = tokens[:, :-1]
 
     def forward() -> None:

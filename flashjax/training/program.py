@@ -69,12 +69,11 @@ class Program:
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
-            compiler_options=platform.compiler_options(self.mesh.devices.flat[0].platform, backward=True),
         )
         self.eval_step = jax.jit(
             on_mesh(make_eval_step(self.objective), self.mesh),
             donate_argnums=2,
-            compiler_options=platform.compiler_options(self.mesh.devices.flat[0].platform, backward=False),
+            compiler_options=platform.forward_options(self.mesh.devices.flat[0].platform),
         )
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
