@@ -14,9 +14,9 @@ def test_a_forward_pass_on_a_cpu_goes_without_ynnpack_and_is_the_same_function()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)
     options = forward_options("cpu")
     assert options, "this XLA does not know the setting: measure again what it does by itself"
-    compiled = jax.jit(f, compiler_options=options).lower(x).compile()
-    assert "ynn" not in compiled.as_text()
-    np.testing.assert_allclose(compiled(x), jax.jit(f)(x), rtol=1e-5, atol=1e-4)
+    default, without = (jax.jit(f, compiler_options=o).lower(x).compile() for o in ({}, options))
+    assert "ynn_fusion" in default.as_text() and "ynn_fusion" not in without.as_text()
+    np.testing.assert_allclose(without(x), default(x), rtol=1e-5, atol=1e-4)
 
 
 def test_other_platforms_are_left_alone():
