@@ -243,7 +243,7 @@ def _blocked(q: Array, k: Array, v: Array, bias: Any, seen: _Seen, scale: float)
     }
 
     def laid(x: Array, count: int, size: int, *queries: int) -> Array:
-        """[B, length, Hk, G, D] -> [parts, count, rows, few, G, size, D], its inner dims as they are to be."""
+        """[B, length, Hk G, D] -> [parts, count, rows, few, G, size, D]; G, size as `queries`, if flat no rows."""
         x = _padded(x, count * size).reshape(B // rows, rows, count, size, Hk // few, few, -1, x.shape[-1])
         x = x.transpose(0, 4, 2, 1, 5, 6, 3, 7)
         return x.reshape(parts, count, *((few,) if flat else (rows, few)), *queries, x.shape[-1])
@@ -342,6 +342,12 @@ class _Spec:
     nq: int
     nk: int
     flat: bool
+    """Dims are [h, keys, q] and not [n, h, keys, g, q]."""
+
+    @property
+    def tokens(self) -> int:
+        """How many dims queries have."""
+        return 1 if self.flat else 2
 
     @property
     def keys(self) -> int:
@@ -364,11 +370,6 @@ class _Spec:
         """Columns of queries as rows [..., C] again."""
         x = jnp.moveaxis(x, x.ndim - 1 - self.tokens, -1)
         return jax.lax.optimization_barrier(x) if self.flat else x
-
-    @property
-    def tokens(self) -> int:
-        """How many dims queries have."""
-        return 1 if self.flat else 2
 
     def of_queries(self, i: Any) -> list[tuple[Any, Any, bool]]:
         """Ranges of the blocks of keys that block i of queries may see: (first, end, whether some pair is hidden)."""
