@@ -130,7 +130,7 @@ def _fill(x: Array, channels: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _attend(qkv: Array, offset: Array, bias: Array, *settings: Any) -> Array:
-    return _on_mesh(functools.partial(_forward, *settings), (qkv, offset, bias), *FORWARD)[0]
+    return _on_mesh(functools.partial(_forward, traced_for(), *settings), (qkv, offset, bias), *FORWARD)[0]
 
 
 def _keep_inputs(qkv: Array, offset: Array, bias: Array, *settings: Any) -> tuple[Array, tuple[Array, ...]]:
@@ -138,19 +138,26 @@ def _keep_inputs(qkv: Array, offset: Array, bias: Array, *settings: Any) -> tupl
 
 
 def _pull_back(rectangle: Size, width: int, scale: float, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    return _on_mesh(functools.partial(_backward, rectangle, width, scale), (*kept, of_out), *BACKWARD)
+    backward = functools.partial(_backward, traced_for(), rectangle, width, scale)
+    return _on_mesh(backward, (*kept, of_out), *BACKWARD)
 
 
 _attend.defvjp(_keep_inputs, _pull_back)
 
 
-def _forward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
+# A kernel takes half a second to trace: once for all blocks that are alike.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _forward(platform: str, rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
+    """`platform`, what it is `traced_for`, keeps traces apart."""
+    del platform
     return _call(functools.partial(_forward_turn, width, scale), rectangle, width, arrays, *FORWARD)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="summed")
 def _backward(
-    rectangle: Size, width: int, scale: float, *arrays: Array, summed: tuple[str, ...] = ()
+    platform: str, rectangle: Size, width: int, scale: float, *arrays: Array, summed: tuple[str, ...] = ()
 ) -> tuple[Array, ...]:
+    del platform
     turn = functools.partial(_backward_turn, width, scale)
     of_qkv, of_offset, of_bias = _call(turn, rectangle, width, arrays, *BACKWARD)
     if arrays[2].shape[0] == 1:

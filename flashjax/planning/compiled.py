@@ -12,6 +12,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,8 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
         OutOfMemoryError: if it does not fit a device.
         ValueError: in other cases in which the compiler ends with an error.
     """
-    where = cache_directory() / _digest(lowered, topology)
+    in_it = kernels.in_program(lowered) if topology.platform == "tpu" else {}
+    where = cache_directory() / _digest(lowered, topology, in_it)
     if cache and (where / "facts.json").is_file():
         facts = json.loads((where / "facts.json").read_text())
         if "wanted" in facts:
@@ -91,10 +94,10 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
         text = gzip.decompress((where / "program.hlo.gz").read_bytes()).decode()
         memory = Memory(**facts["memory"]) if facts["memory"] else None
         return Compiled(text, memory, facts["seconds"], True, facts["bundles"])
-    kernels.reports.take()  # of what was compiled before
     begun = time.perf_counter()
     try:
-        with quiet():
+        with ThreadPoolExecutor(1) as beside, quiet():
+            schedules = beside.submit(kernels.bundles, in_it, topology.name) if in_it else None
             executable = lowered.compile(compiler_options=dict(topology.options) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -105,7 +108,8 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
             _keep(where, {"wanted": wanted, "there": there})
         raise OutOfMemoryError(wanted, there) from None
     seconds, text = time.perf_counter() - begun, executable.as_text() or ""
-    memory, bundles = _memory(executable), kernels.of(text, kernels.reports.take())
+    bundles = kernels.by_instruction(text, schedules.result()) if schedules else {}
+    memory = _memory(executable)
     if cache:
         facts = {"memory": asdict(memory) if memory else None, "seconds": seconds, "bundles": bundles}
         _keep(where, facts | {"topology": topology.name}, gzip.compress(text.encode(), 3))
@@ -137,8 +141,11 @@ def _keep(where: Path, facts: dict[str, Any], program: bytes | None = None) -> N
 _NAME = re.compile(r'loc\("(jit\([^"]*)"\(')  # functions of the call stack stand there too
 
 
-def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
+def _digest(lowered: jax.stages.Lowered, topology: Topology, in_it: Mapping[kernels.Kernel, str]) -> str:
     """Of the program and the names of what is in it; not of source lines, which the way to the compiler changes too."""
+    text = lowered.as_text()
+    for kernel, digest in in_it.items():
+        text = text.replace(kernel.code, digest)
     names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
     places = [
         topology.name,
@@ -150,4 +157,4 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
         os.environ.get("LIBTPU_INIT_ARGS"),
         os.environ.get("XLA_FLAGS"),
     ]
-    return hashlib.sha256(f"{places}\n{names}\n{lowered.as_text()}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{places}\n{names}\n{text}".encode()).hexdigest()[:32]

@@ -1,76 +1,136 @@
 """How long a Pallas kernel takes by the TPU compiler's own schedule, where it writes no estimate of cycles.
 
-The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. It says how many
-there are when it is asked to before it is loaded. Bundles of a turn times the turns of the kernel's grid is what the
-kernel takes where nothing waits for memory; what a kernel says of its turns is `metadata={"turns": "512"}` of
-`pallas_call`.
+The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. Bundles of a
+turn times the turns of the kernel's grid is what the kernel takes where nothing waits for memory; what a kernel says of
+its turns is `metadata={"turns": "512"}` of `pallas_call`.
+
+How many bundles there are the compiler says when it is asked to before it is loaded, and then it writes out the code of
+every fusion too, which takes it half as long again. So the kernels of a program are compiled a second time, alone, in a
+process that asks, beside the program:
+
+    python -m flashjax.planning.kernels FILE
 """
 
-import atexit
-import contextlib
+import hashlib
+import json
 import os
 import re
-import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from base64 import b64decode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
+
+from flashjax.planning.cells import in_process
 from flashjax.planning.hlo import Instruction
 
+_TARGET = "tpu_custom_call"
 _REPORTS = re.compile(r"\d+-(.+)-\d+-schedule-analysis_final_bundles\.txt")
 _TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
 _KERNEL = re.compile(
-    r'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="tpu_custom_call".*?"body":"([^"]*)"', re.DOTALL
+    rf'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="{_TARGET}".*?"body":"([^"]*)"', re.DOTALL
 )
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
 _TURNS = re.compile(r'kernel_metadata=\{[^}]*"turns":"(\d+)"')
+_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i1": "bool"}
+Array = tuple[tuple[int, ...], str]
+"""Shape and dtype."""
 
 
-class Reports:
-    """A directory into which the compiler of this process writes, removed when the process ends."""
+@dataclass(frozen=True)
+class Kernel:
+    """A custom call, as the program has it that the compiler is given."""
 
-    def __init__(self):
-        self.directory: Path | None = None
+    config: str
+    """JSON: what the compiler is told of it, its code too."""
+    operands: tuple[Array, ...]
+    results: tuple[Array, ...]
 
-    @contextlib.contextmanager
-    def asked(self) -> Iterator[None]:
-        """Around what loads libtpu; does nothing the second time, and in a process that dumps already."""
-        own = os.environ.get("LIBTPU_INIT_ARGS")
-        if self.directory is not None or "xla_jf_dump" in (own or ""):
-            yield
-            return
-        self.directory = Path(tempfile.mkdtemp(prefix="flashjax-bundles-"))
-        atexit.register(shutil.rmtree, self.directory, ignore_errors=True)
-        flags = {
-            "xla_jf_dump_to": str(self.directory),
-            "xla_jf_dump_llo_text": "true",
-            "xla_jf_dump_llo_pass_label_regex": ".*final_bundles.*",
-        }
-        asked = (f"--{name}={value}" for name, value in flags.items())
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join([own or "", *asked]).strip()
-        try:
-            yield
-        finally:  # not for the processes that this one begins
-            if own is None:
-                del os.environ["LIBTPU_INIT_ARGS"]
-            else:
-                os.environ["LIBTPU_INIT_ARGS"] = own
-
-    def take(self) -> dict[str, int]:
-        """Bundles by instruction of what was compiled since the last call."""
-        found = {}
-        for path in self.directory.iterdir() if self.directory else ():
-            total = _TOTAL.search(path.read_text(errors="replace"))
-            if total and (name := _REPORTS.fullmatch(path.name)):
-                found[name[1]] = int(total[1])
-            path.unlink()
-        return found
+    @property
+    def code(self) -> str:
+        """MLIR bytecode in base64, by which a kernel is found again in what the compiler makes of the program."""
+        return json.loads(self.config)["custom_call_config"]["body"]
 
 
-def of(text: str, bundles: Mapping[str, int]) -> dict[str, int]:
-    """Those of the kernels of a program; of kernels with the same code the compiler reports one."""
-    by_code = {code: bundles[name] for name, code in _KERNEL.findall(text) if name in bundles}
-    return {name: by_code[code] for name, code in _KERNEL.findall(text) if code in by_code}
+def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
+    """The kernels of a program for TPUs, each once, and a digest of what each does: the code names the lines that a
+    kernel is called from, the digest does not know them."""
+    module: Any = lowered.compiler_ir("stablehlo")
+    if f"@{_TARGET}" not in str(module):
+        return {}
+    context, kernels = module.context, {}
+    strict, context.allow_unregistered_dialects = context.allow_unregistered_dialects, True
+    try:
+        for call in _calls(module.operation):
+            kernel = Kernel(
+                call.attributes["backend_config"].value,
+                *(tuple(_array(value.type) for value in values) for values in (call.operands, call.results)),
+            )
+            if kernel not in kernels:
+                code = b64decode(kernel.code)
+                text = type(module).parse(code, context).operation.get_asm(enable_debug_info=False)
+                kernels[kernel] = hashlib.sha256(text.encode()).hexdigest()
+    finally:
+        context.allow_unregistered_dialects = strict
+    return kernels
+
+
+def _calls(operation: Any) -> list[Any]:
+    inner = [op for region in operation.regions for block in region.blocks for op in block.operations]
+    own = operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value == _TARGET
+    return [operation] * own + [call for op in inner for call in _calls(op.operation)]
+
+
+def _array(tensor: Any) -> Array:
+    """Of an MLIR type: tensor<8x128xbf16>."""
+    name = str(tensor.element_type)
+    return tuple(tensor.shape), _DTYPES.get(name) or re.sub(r"^(u?)s?i(\d+)$", r"\1int\2", name)
+
+
+def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
+    """By the code of each kernel, as far as the compiler reports it; compiles them in a process of their own.
+
+    Raises:
+        ValueError: if that ends with an error.
+    """
+    with tempfile.TemporaryDirectory(prefix="flashjax-kernels-") as directory:
+        request = Path(directory, "request.json")
+        request.write_text(json.dumps({"topology": topology, "kernels": [asdict(kernel) for kernel in kernels]}))
+        # Flags of a user who dumps too are for the program.
+        own = [flag for flag in os.environ.get("LIBTPU_INIT_ARGS", "").split() if "xla_jf_dump" not in flag]
+        asked = [
+            f"--xla_jf_dump_to={directory}",
+            "--xla_jf_dump_llo_text=true",
+            "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*",
+        ]
+        found = in_process(__name__, str(request), {"LIBTPU_INIT_ARGS": " ".join(own + asked)})
+        if "error" in found:
+            raise ValueError(f"the compiler for {topology} does not say how it schedules kernels: {found['error']}")
+        return by_code(found["text"], _reported(Path(directory)))
+
+
+def _reported(directory: Path) -> dict[str, int]:
+    """By instruction."""
+    found = {}
+    for path in directory.iterdir():
+        name = _REPORTS.fullmatch(path.name)
+        if name and (total := _TOTAL.search(path.read_text(errors="replace"))):
+            found[name[1]] = int(total[1])
+    return found
+
+
+def by_code(text: str, reported: Mapping[str, int]) -> dict[str, int]:
+    """Bundles of the kernels of a program's text by their code, of which the compiler reports each once."""
+    return {code: reported[name] for name, code in _KERNEL.findall(text) if name in reported}
+
+
+def by_instruction(text: str, found: Mapping[str, int]) -> dict[str, int]:
+    """Bundles of the kernels of a program's text by their names, from those by their code."""
+    return {name: found[code] for name, code in _KERNEL.findall(text) if code in found}
 
 
 def cycles(instruction: Instruction, bundles: Mapping[str, int]) -> int | None:
@@ -86,4 +146,29 @@ def chip_memory(instruction: Instruction) -> int | None:
     return int(found[1]) if found else None
 
 
-reports = Reports()
+def _compiled(kernels: Sequence[Kernel], topology: str) -> str:
+    """The text of a program of these kernels alone."""
+    from flashjax.planning.topology import open_topology, quiet
+
+    place = jax.sharding.SingleDeviceSharding(open_topology(topology).devices[0])
+
+    def call(kernel: Kernel, operands: tuple[jax.Array, ...]) -> Any:
+        results = [jax.ShapeDtypeStruct(*array) for array in kernel.results]
+        one = jax.ffi.ffi_call(_TARGET, results, custom_call_api_version=1, legacy_backend_config=kernel.config)
+        return one(*operands)
+
+    def program(operands: list[tuple[jax.Array, ...]]) -> list[Any]:
+        return [call(kernel, given) for kernel, given in zip(kernels, operands, strict=True)]
+
+    operands = [tuple(jax.ShapeDtypeStruct(*a, sharding=place) for a in kernel.operands) for kernel in kernels]
+    with quiet():
+        return jax.jit(program).lower(operands).compile().as_text() or ""
+
+
+def main() -> None:
+    asked = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps({"text": _compiled([Kernel(**kernel) for kernel in asked["kernels"]], asked["topology"])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from flashjax.planning import gpus, kernels
+from flashjax.planning import gpus
 from flashjax.planning.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
@@ -165,7 +165,7 @@ def _tpu(name: str) -> Topology:
         ("TPU_MIN_LOG_LEVEL", "3"),
     ):
         os.environ.setdefault(variable, value)
-    with quiet(), kernels.reports.asked():
+    with quiet():
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flashjax.planning import compiled, kernels, topology
+from flashjax.planning import compiled, topology
 
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 HERE = topology.open_topology("cpu:1")
@@ -74,10 +74,3 @@ def test_another_error_of_the_compiler_is_said_in_a_line():
     program.words = "INTERNAL: no tiles\nand much more"
     with pytest.raises(ValueError, match=r"the compiler for cpu:1 ends with an error: INTERNAL: no tiles$"):
         compiled.compile_for(program, HERE)
-
-
-def test_asking_for_reports_makes_no_other_program_of_it():
-    compiled.compile_for(lowered(), HERE)
-    with kernels.Reports().asked():
-        pass
-    assert compiled.compile_for(lowered(), HERE).kept

@@ -1,10 +1,15 @@
 """Cycles of Pallas kernels from the compiler's reports of its schedule."""
 
+import importlib.util
 import os
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
-from flashjax.planning import cycles, hlo, kernels
+from flashjax.planning import compiled, cycles, hlo, kernels, topology
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -18,10 +23,13 @@ ENTRY %main (x: f32[64]) -> f32[64] {
   ROOT %sum = f32[64]{0} add(%known, %silent)
 }
 """.replace("USED", '"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4096"}]')
+REPORT = "Schedule analysis:\n\ttotal scheduled bundles:    1377\n\tempty scheduled bundles:    10\n"
 
 
 def test_a_kernel_takes_its_bundles_times_the_turns_that_it_says():
-    bundles = kernels.of(PROGRAM, {"known": 100, "silent": 7, "sum": 3})
+    found = kernels.by_code(PROGRAM, {"known": 100, "silent": 7, "sum": 3})  # the compiler reports equal ones once
+    assert found == {"QQ": 100, "UU": 7}
+    bundles = kernels.by_instruction(PROGRAM, found)
     assert bundles == {"known": 100, "again": 100, "silent": 7}
     costs = {c.name: c for c in cycles.costs(hlo.parse(PROGRAM), bundles=bundles)}
     assert costs["known"].scheduled == 1200 and costs["known"].cycles is None
@@ -31,34 +39,69 @@ def test_a_kernel_takes_its_bundles_times_the_turns_that_it_says():
     assert cycles.costs(hlo.parse(PROGRAM))[0].scheduled is None  # without reports
 
 
-def test_reports_are_read_once_and_removed(tmp_path):
-    reports = kernels.Reports()
-    assert reports.take() == {}
-    reports.directory = tmp_path
-    report = "Schedule analysis:\n\ttotal scheduled bundles:    1377\n\tempty scheduled bundles:    10\n"
-    (tmp_path / "179-window_attention.1-00-schedule-analysis_final_bundles.txt").write_text(report)
-    (tmp_path / "180-copy.2-00-schedule-analysis_final_bundles.txt").write_text("cut off")
-    (tmp_path / "181-TLP-hlo.txt").write_text("HloModule")
-    assert reports.take() == {"window_attention.1": 1377}
-    assert reports.take() == {} and not list(tmp_path.iterdir())
+@pytest.mark.parametrize("flags", [None, "--xla_tpu_a=b", "--xla_jf_dump_to=/elsewhere --xla_tpu_a=b"])
+def test_the_compiler_is_asked_in_another_process_beside_what_the_user_asks(flags, monkeypatch):
+    asked = {}
 
+    def process(module, request, environment):
+        words = environment["LIBTPU_INIT_ARGS"].split()
+        asked["words"] = words
+        directory = Path(next(word for word in words if "dump_to" in word).split("=")[1])
+        (directory / "179-known-00-schedule-analysis_final_bundles.txt").write_text(REPORT)
+        (directory / "180-copy.2-00-schedule-analysis_final_bundles.txt").write_text("cut off")
+        (directory / "181-TLP-hlo.txt").write_text("HloModule")
+        return {"text": PROGRAM}
 
-@pytest.mark.parametrize("flags", [None, "--xla_tpu_a=b"])
-def test_the_compiler_is_asked_beside_what_the_user_asks(flags, monkeypatch):
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
     if flags:
         monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
-    reports = kernels.Reports()
-    with reports.asked():
-        asked = os.environ["LIBTPU_INIT_ARGS"].split()
-    assert asked[: len(asked) - 3] == ([flags] if flags else [])
-    assert f"--xla_jf_dump_to={reports.directory}" in asked and reports.directory.is_dir()
-    assert os.environ.get("LIBTPU_INIT_ARGS") == flags  # processes begun later are not asked
+    monkeypatch.setattr(kernels, "in_process", process)
+    assert kernels.bundles([], "v5e:2x2") == {"QQ": 1377}
+    assert len([word for word in asked["words"] if "dump_to" in word]) == 1
+    assert ("--xla_tpu_a=b" in asked["words"]) == bool(flags)
+    assert os.environ.get("LIBTPU_INIT_ARGS") == flags
 
 
-def test_a_user_who_dumps_already_is_left_alone(monkeypatch):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_jf_dump_to=/elsewhere")
-    reports = kernels.Reports()
-    with reports.asked():
-        assert os.environ["LIBTPU_INIT_ARGS"] == "--xla_jf_dump_to=/elsewhere"
-    assert reports.directory is None
+def test_what_ends_in_an_error_says_so(monkeypatch):
+    monkeypatch.setattr(kernels, "in_process", lambda *_: {"error": "killed"})
+    with pytest.raises(ValueError, match="v5e:2x2 does not say how it schedules kernels: killed"):
+        kernels.bundles([], "v5e:2x2")
+
+
+def doubled(x, y):
+    y[...] = 2.0 * x[...]
+
+
+def doubled_on_another_line(x, y):
+    y[...] = 2.0 * x[...]
+
+
+def tripled(x, y):
+    y[...] = 3.0 * x[...]
+
+
+def lowered(turn, place):
+    def step(x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return pl.pallas_call(turn, out_shape=shape, metadata={"turns": "1"}, name="kernel")(x) + 1.0
+
+    return jax.jit(step).lower(jax.ShapeDtypeStruct((16, 128), jnp.bfloat16, sharding=place))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu (the extra plan)")
+def test_kernels_are_compiled_apart_and_found_again_from_other_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHJAX_PLAN_CACHE", str(tmp_path))
+    machine = topology.open_topology("v5e:2x2")
+    place = jax.sharding.SingleDeviceSharding(machine.devices[0])
+    program = lowered(doubled, place)
+    (kernel,) = kernels.in_program(program)
+    assert kernel.operands == kernel.results == (((16, 128), "bfloat16"),)
+    first = compiled.compile_for(program, machine)
+    (instruction,) = (i for c in first.module.computations.values() for i in c if i.name in first.bundles)
+    assert 0 < kernels.cycles(instruction, first.bundles) < 1000
+    elsewhere = lowered(doubled_on_another_line, place)
+    (moved,) = kernels.in_program(elsewhere)
+    assert moved.code != kernel.code  # its lines
+    assert compiled.compile_for(elsewhere, machine).kept
+    assert not compiled.compile_for(lowered(tripled, place), machine).kept
