@@ -32,8 +32,8 @@ from flashjax.ops.platform import chosen
 from flashjax.ops.resize import resize_bicubic
 
 Images = Num[Array | np.ndarray, "B height width chans"]
-CUT = ("batch", "window", "token", "embed")
-"""Names of the dims of a map that is cut into windows or rectangles."""
+WINDOWS, RECTANGLES = ("batch", "window", "token", "embed"), ("batch", "window", "embed", "token")
+"""Names of the dims of a map that is cut into them."""
 
 
 class PatchEmbed(nn.Module):
@@ -116,15 +116,15 @@ class SwinBlock(nn.Module):
         mask = win.shift_mask(size, window, shift, count) if shift else None
         if form == "kernel":
             attention = KernelAttention(cfg, self.stage, window, name="attn")
-            x = attention(win.cyclic_shift_by_sums(x, shift), mask, train)
-            x = win.cyclic_shift_by_sums(x, -shift)
+            x = attention(win.cyclic_shift_by_sums(x, shift, shift), mask, train)
+            x = win.cyclic_shift_by_sums(x, -shift, -shift)
         elif form == "paired":
             attention = PairedAttention(cfg, self.stage, window, name="attn")
-            x = with_logical_constraint(paired.partition(x, window, count, shift), CUT)
+            x = with_logical_constraint(paired.partition(x, window, count, shift), RECTANGLES)
             x = paired.reverse(attention(x, mask, train), window, count, shift, size)
         else:
             attention = WindowAttention(cfg, self.stage, name="attn")
-            x = with_logical_constraint(win.window_partition(win.cyclic_shift(x, shift), window), CUT)
+            x = with_logical_constraint(win.window_partition(win.cyclic_shift(x, shift), window), WINDOWS)
             x = win.cyclic_shift(win.window_reverse(attention(x, mask, train), window, size), -shift)
         return x[:, :H, :W]
 

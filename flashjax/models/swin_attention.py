@@ -120,11 +120,11 @@ class PairedAttention(RectangleAttention):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B L N C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
-    ) -> Float[Array, "B L N C"]:
-        cfg, (B, L, N, C) = self.config, x.shape
+        self, x: Float[Array, "B L C N"], mask: Float[Array, "L N N"] | None = None, train: bool = False
+    ) -> Float[Array, "B L C N"]:
+        cfg, (B, L, C, N) = self.config, x.shape
         q, k, v = (
-            keep(jnp.einsum("BLNC,Ck->BLkN", x, kernel) + bias[:, None]).reshape(B, L, self.heads, C // self.heads, N)
+            keep(jnp.einsum("BLCN,Ck->BLkN", x, kernel) + bias[:, None]).reshape(B, L, self.heads, C // self.heads, N)
             for kernel, bias in self.projections(C)
         )
         scale: Any = 1.0  # version 1 has it in q
@@ -137,7 +137,7 @@ class PairedAttention(RectangleAttention):
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
         mixed = paired.attend(q, k, v, self.rectangle_bias(N // self.window**2, mask)).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
-        out = jnp.einsum("BLkN,kC->BLNC", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
+        out = jnp.einsum("BLkN,kC->BLCN", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)[:, None]
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
 
 

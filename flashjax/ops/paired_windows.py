@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flashjax.ops.loop import keep
+from flashjax.ops.windows import cyclic_shift_by_sums
 
 LANES = 128
 """Of a tile of a TPU's registers."""
@@ -28,9 +29,13 @@ def together(size: tuple[int, int], window: int) -> int:
     return 2 if size[1] // window % 2 == 0 and 2 * window**2 <= LANES else 1
 
 
-def _selection(length: int, side: int, shift: int) -> np.ndarray:
-    """float32 [length, length / side, side]: which position of a rolled row is the i-th of rectangle j."""
-    return np.roll(np.eye(length, dtype=np.float32), shift, axis=0).reshape(length, -1, side)
+@lru_cache(maxsize=64)
+def _selection(width: int, window: int, count: int, shift: int) -> np.ndarray:
+    """float32 [window, width, width / side, window * side], side = `count` windows: which token of a strip of windows,
+    rolled left by `shift`, is which one of rectangle j."""
+    columns = np.roll(np.eye(width, dtype=np.float32), shift, axis=0).reshape(width, -1, count * window)
+    tokens = np.einsum("ab,wjs->awjbs", np.eye(window, dtype=np.float32), columns)
+    return tokens.reshape(window, *columns.shape[:2], -1)
 
 
 def _select(equation: str, x: Array, rows: np.ndarray) -> Array:
@@ -42,25 +47,26 @@ def _select(equation: str, x: Array, rows: np.ndarray) -> Array:
     return jnp.einsum(equation, x, jnp.asarray(rows, x.dtype), precision=precision)
 
 
-def partition(x: Float[Array, "B H W C"], window: int, count: int, shift: int) -> Float[Array, "B L N C"]:
+def partition(x: Float[Array, "B H W C"], window: int, count: int, shift: int) -> Float[Array, "B L C N"]:
     """Rolls a map up and left by `shift` and cuts it into rectangles of `count` windows, row by row.
 
-    H must be a multiple of `window`, W of `count` times it.
+    H must be a multiple of `window`, W of `count` times it. A product over a strip of windows, `2 window W` FLOPs for
+    each number, hands the tokens to the lanes in whatever order the map lies.
     """
     B, H, W, C = x.shape
-    rows = jnp.roll(x, -shift, axis=1).reshape(B, H // window, window, W, C)
-    cut = _select("BriWC,Wjc->BrjicC", rows, _selection(W, count * window, shift))
-    return cut.reshape(B, -1, count * window**2, C)
+    strips = cyclic_shift_by_sums(x, shift, 0).reshape(B, H // window, window, W, C)
+    cut = _select("BriWC,iWjn->BrjCn", strips, _selection(W, window, count, shift))
+    return cut.reshape(B, -1, C, count * window**2)
 
 
 def reverse(
-    rectangles: Float[Array, "B L N C"], window: int, count: int, shift: int, size: tuple[int, int]
+    rectangles: Float[Array, "B L C N"], window: int, count: int, shift: int, size: tuple[int, int]
 ) -> Float[Array, "B H W C"]:
     """Undoes `partition` of a map of `size` = (H, W)."""
-    (H, W), (B, _, _, C) = size, rectangles.shape
-    cut = rectangles.reshape(B, H // window, W // (count * window), window, count * window, C)
-    rows = _select("BrjicC,Wjc->BriWC", cut, _selection(W, count * window, shift))
-    return jnp.roll(rows.reshape(B, H, W, C), shift, axis=1)
+    (H, W), (B, _, C, N) = size, rectangles.shape
+    cut = rectangles.reshape(B, H // window, W // (count * window), C, N)
+    strips = _select("BrjCn,iWjn->BriWC", cut, _selection(W, window, count, shift))
+    return cyclic_shift_by_sums(strips.reshape(B, H, W, C), -shift, 0)
 
 
 @lru_cache(maxsize=64)

@@ -94,23 +94,23 @@ def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W 
     return jnp.roll(x, (-shift, -shift), axis=(1, 2)) if shift else x
 
 
-def cyclic_shift_by_sums(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
-    """`cyclic_shift` as the sum of its four pieces, each with zeros around it.
+def cyclic_shift_by_sums(x: Float[Array, "B H W C"], down: int, across: int) -> Float[Array, "B H W C"]:
+    """Rolls a map up by `down` and left by `across`, as the sum of its pieces, each with zeros around it.
 
     A TPU's compiler makes one pass of it, and of slices put together a copy for each.
     """
 
-    def pieces(length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def pieces(length: int, shift: int) -> list[tuple[int, int]]:
         """What is added before and after the end of a row, and its beginning."""
         first = shift % length
-        return (-first, first), (length - first, first - length)
+        return [(-first, first), (length - first, first - length)] if first else [(0, 0)]
 
-    if not shift:
+    if not down and not across:
         return x
     zero, (H, W) = jnp.zeros((), x.dtype), x.shape[1:3]
     moved = (
-        jax.lax.pad(x, zero, ((0, 0, 0), (*down, 0), (*across, 0), (0, 0, 0)))
-        for down, across in itertools.product(pieces(H), pieces(W))
+        jax.lax.pad(x, zero, ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
+        for rows, columns in itertools.product(pieces(H, down), pieces(W, across))
     )
     return functools.reduce(jnp.add, moved)
 

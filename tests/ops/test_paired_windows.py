@@ -10,9 +10,9 @@ from flashjax.ops import windows as win
 
 
 def tokens_by_window(rectangles, window, count):
-    """[B, L, N, C] of rectangles to [B, L count, M*M, C] of windows, by hand."""
-    B, L, _, C = rectangles.shape
-    grid = rectangles.reshape(B, L, window, count, window, C).transpose(0, 1, 3, 2, 4, 5)
+    """[B, L, C, N] of rectangles to [B, L count, M*M, C] of windows, by hand."""
+    B, L, C, _ = rectangles.shape
+    grid = rectangles.swapaxes(-1, -2).reshape(B, L, window, count, window, C).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(B, L * count, window**2, C)
 
 
@@ -56,16 +56,13 @@ def test_attention_and_its_gradients_are_those_of_windows(count, shift):
 
     def rectangles(q, k, v, table):
         q, k, v = (
-            paired.partition(m, window, count, shift).swapaxes(-1, -2).reshape(2, -1, heads, d, count * window**2)
-            for m in (q, k, v)
+            paired.partition(m, window, count, shift).reshape(2, -1, heads, d, count * window**2) for m in (q, k, v)
         )
         bias = paired.position_bias(table, window, window, count)
         if shift:
             bias = bias + win.shift_mask(size, window, shift, count)[:, None]
         mixed = paired.attend(q, k, v, bias)
-        return paired.reverse(
-            mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1]).swapaxes(-1, -2), window, count, shift, size
-        )
+        return paired.reverse(mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1]), window, count, shift, size)
 
     wanted, back = jax.vjp(reference, *maps, table)
     found, back_found = jax.vjp(rectangles, *maps, table)
