@@ -27,6 +27,16 @@ class LayerNorm(nn.Module):
         return (_standardised(x.astype(jnp.float32), (-1,), self.epsilon) * scale + bias).astype(self.dtype)
 
 
+class NormWeights(nn.Module):
+    """The parameters of a `LayerNorm` whose sums are written elsewhere."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Float[Array, "C"], Float[Array, "C"]]:
+        """Scale and bias."""
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return scale, self.param("bias", nn.initializers.zeros, (channels,))
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _standardised(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     """x less its mean over some axes, over the root of its variance and epsilon.

@@ -21,13 +21,14 @@ from jaxtyping import Array, Float, Num
 from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
-from flashjax.layers.norm import LayerNorm
+from flashjax.layers.norm import LayerNorm, NormWeights
 from flashjax.layers.watched import is_watched
-from flashjax.models.swin_attention import KernelAttention, PairedAttention, WindowAttention, dense
+from flashjax.models.swin_attention import Kernel, KernelAttention, PairedAttention, WindowAttention, dense
 from flashjax.models.swin_config import SwinConfig
+from flashjax.ops import mlp_kernel
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
-from flashjax.ops.loop import KEPT, in_turns
+from flashjax.ops.loop import KEPT, in_turns, keep
 from flashjax.ops.platform import chosen
 from flashjax.ops.resize import resize_bicubic
 
@@ -88,16 +89,25 @@ class SwinBlock(nn.Module):
         norm = functools.partial(
             LayerNorm, dtype=cfg.dtype, scale_init=nn.initializers.ones if cfg.version == 1 else nn.initializers.zeros
         )
-        norm1, norm2 = norm(name="norm1"), norm(name="norm2")
-        mlp = Mlp(int(cfg.mlp_ratio * x.shape[-1]), cfg.drop_rate, cfg.dtype, KERNELS[cfg.initializer], name="mlp")
+        norm1 = norm(name="norm1")
         drop_path, factors = DropPath(self.drop_path), iter(drawn or ())
         kept = lambda branch: drop_path(branch, train) if drawn is None else branch * next(factors)  # noqa: E731
-        if cfg.version == 1:
-            x = x + kept(self.attend(norm1(x), train))
-            x = x + kept(mlp(norm2(x), train))
+        x = x + kept(self.attend(norm1(x), train) if cfg.version == 1 else norm1(self.attend(x, train)))
+        form = "dense" if is_watched(self) else cfg.mlp_form(self.stage)
+        chosen("mlp", form)
+        hidden = int(cfg.mlp_ratio * x.shape[-1])
+        if form == "kernel":
+            norm_weights = NormWeights(name="norm2")(x.shape[-1])
+            weights = mlp_kernel.Weights(*norm_weights, *MlpWeights(cfg, hidden, name="mlp")(x.shape[-1]))
+            factor = next(factors, None)
+            if factor is None:
+                rows = x.shape[0]
+                factor = drop_path.factor(rows, 1, x.dtype) if train else jnp.ones(rows, x.dtype)
+            x = keep(mlp_kernel.branch(x, factor.reshape(-1), weights))
         else:
-            x = x + kept(norm1(self.attend(x, train)))
-            x = x + kept(norm2(mlp(x, train)))
+            norm2 = norm(name="norm2")
+            mlp = Mlp(hidden, cfg.drop_rate, cfg.dtype, KERNELS[cfg.initializer], name="mlp")
+            x = x + kept(mlp(norm2(x), train) if cfg.version == 1 else norm2(mlp(x, train)))
         return with_logical_constraint(x, ("batch", "height", "width", "embed"))
 
     def attend(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
@@ -127,6 +137,19 @@ class SwinBlock(nn.Module):
             x = with_logical_constraint(win.window_partition(win.cyclic_shift(x, shift), window), WINDOWS)
             x = win.cyclic_shift(win.window_reverse(attention(x, mask, train), window, size), -shift)
         return x[:, :H, :W]
+
+
+class MlpWeights(nn.Module):
+    """The parameters of an `Mlp` whose products are written elsewhere."""
+
+    config: SwinConfig
+    hidden: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Array, ...]:
+        """Kernel and bias of the first layer, and of the second."""
+        first = Kernel(self.config, self.hidden, name="fc1")(inputs)
+        return *first, *Kernel(self.config, inputs, name="fc2")(self.hidden)
 
 
 class PatchMerging(nn.Module):

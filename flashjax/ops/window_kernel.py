@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
@@ -28,9 +27,8 @@ from jaxtyping import Array, Float
 
 from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
+from flashjax.ops.tpu_kernel import IMAGES, axes, interpreted, laid_out, taken_out
 
-IMAGES = 8
-"""Images of one turn: as many as a tile has rows."""
 Size = tuple[int, int]
 """Rows and columns."""
 FORWARD, BACKWARD = ("tob", "x"), ("tobx", "tob")
@@ -301,14 +299,6 @@ def _call(
     tiles, batch = arrays[0].shape[-1] // WIDE["t"], -(-B // IMAGES) * IMAGES
     down, across = H // rectangle[0], W // rectangle[1]
 
-    def laid_out(array: Array, kind: str) -> Array:
-        if kind in "ob":
-            return array
-        return jnp.pad(array, ((0, batch - B), (0, 0), (0, 0), (0, 0))).transpose(1, 2, 0, 3)
-
-    def taken_out(array: Array, kind: str) -> Array:
-        return array if kind in "ob" else array.transpose(2, 0, 1, 3)[:B]
-
     def tile(lanes: int, step: int = 1, first: int = 0) -> pl.BlockSpec:
         return pl.BlockSpec((*rectangle, IMAGES, lanes), lambda r, s, g, i: (r, s, i, step * g + first))
 
@@ -318,7 +308,7 @@ def _call(
     shapes = {kind: jax.ShapeDtypeStruct((H, W, batch, tiles * lanes), dtype) for kind, lanes in WIDE.items()}
     shapes["o"] = jax.ShapeDtypeStruct((down * across, 1, tiles * WIDE["t"]), jnp.float32)
     shapes["b"] = jax.ShapeDtypeStruct((down * across, heads, tokens, tokens), jnp.float32)
-    given = {kind: laid_out(array, kind) for array, kind in zip(arrays, inputs, strict=True)}
+    given = {k: array if k in "ob" else laid_out(array) for array, k in zip(arrays, inputs, strict=True)}
     # Queries, keys and values are three tiles of one map, which is given three times.
     specs_in = {
         "t": [tile(LANES, len(_PARTS), part) for part in range(len(_PARTS))],
@@ -354,14 +344,11 @@ def _call(
         metadata={"turns": str(math.prod(grid))},
     )
     found = kernel(*(given[i] for i in inputs for _ in specs_in[i]))
-    return tuple(taken_out(array, kind) for array, kind in zip(found, outputs, strict=True))
+    return tuple(a if kind in "ob" else taken_out(a, B) for a, kind in zip(found, outputs, strict=True))
 
 
 def _interpreted() -> bool:
-    platform = traced_for()
-    if platform == "gpu":
-        raise NotImplementedError("the window kernel is for TPUs: on a GPU choose attention='windows' or 'paired'")
-    return platform == "cpu"
+    return interpreted("attention='windows' or 'paired'")
 
 
 def _on_mesh(function: Any, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
@@ -370,17 +357,10 @@ def _on_mesh(function: Any, arrays: tuple[Array, ...], inputs: str, outputs: str
     if mesh.empty or mesh.size == 1:
         return function(*arrays)
     tiles = arrays[0].shape[-1] // WIDE["t"]
-    examples, heads = _axes("batch", arrays[0].shape[0], mesh), _axes("heads", tiles, mesh)
+    examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
     of_map, of_table = PartitionSpec(examples, None, None, heads), PartitionSpec(None, heads)
     specs = {"t": of_map, "x": of_map, "o": of_table, "b": of_table}
     if "b" in outputs:
         function = functools.partial(function, summed=examples)
     in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (inputs, outputs))
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
-
-
-def _axes(name: str, size: int, mesh: Any) -> tuple[str, ...]:
-    """The mesh axes that split a dim of that name; none where they do not divide it."""
-    axes = dict(nn.get_logical_axis_rules()).get(name) or ()
-    axes = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes) if mesh.shape[axis] > 1)
-    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from flashjax import models
@@ -275,6 +276,8 @@ def test_dropout_needs_its_stream_and_changes_the_result():
         (dict(version=3), "version must be 1 or 2"),
         (dict(version=2, pretrained_window_sizes=(0,)), "must name 2 stages"),
         (dict(initializer="nromal"), "unknown initializer 'nromal'"),
+        (dict(mlp="kernle"), "mlp must be auto, dense or kernel, got 'kernle'"),
+        (dict(mlp="kernel", drop_rate=0.1), r"got drop_rate 0\.1 and version 1: use mlp='dense'"),
     ],
 )
 def test_impossible_configurations(overrides, message):
@@ -336,12 +339,49 @@ def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(ver
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found, wanted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", ["apart", "looped"])
+def test_an_mlp_by_the_kernel_is_the_same_function_with_the_same_draws(blocks):
+    images, rngs = noise(2, 32, 32, 3), {"drop_path": jax.random.key(2)}
+    options = dict(depths=(4,), num_heads=(2,), drop_path_rate=0.5, blocks=blocks)
+    dense, kernel = (small(mlp=mlp, **options) for mlp in ("dense", "kernel"))
+    variables = parameters(dense)
+    drawn = [jax.jit(model.init)(jax.random.key(1), images) for model in (dense, kernel)]
+    jax.tree.map(np.testing.assert_array_equal, *drawn)
+
+    def loss(model, train):
+        given = dict(rngs=rngs, train=True) if train else {}
+        return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, images, **given)).sum()))(variables)
+
+    for train in (False, True):
+        (wanted, gradients), (found, found_gradients) = loss(dense, train), loss(kernel, train)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found_gradients, gradients)
+
+
 def test_which_stages_are_loops():
     config = SwinConfig(depths=(2, 4, 5), num_heads=(2, 2, 2), embed_dim=16, blocks="looped")
     assert [config.loops(stage, train=True) for stage in range(3)] == [False, True, False]
     dropping = dataclasses.replace(config, attn_drop_rate=0.1)
     assert not dropping.loops(1, train=True) and dropping.loops(1, train=False)
     assert not config.plain().loops(1, train=True)
+
+
+def test_the_mlp_follows_the_platform_and_the_mesh_that_are_traced_for():
+    config = SwinConfig(depths=(2, 2), num_heads=(2, 4), embed_dim=512)
+    assert config.mlp_form(0) == "dense"
+    assert dataclasses.replace(config, mlp="kernel").mlp_form(0) == "kernel"
+    tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), abstract_device=tpu)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert config.mlp_form(0) == "kernel"
+        assert config.mlp_form(1) == "dense"  # 1,024 channels
+        assert dataclasses.replace(config, drop_rate=0.1).mlp_form(0) == "dense"
+        assert dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).mlp_form(0) == "dense"
+        assert config.plain().mlp_form(0) == "dense"
+        with nn.logical_axis_rules((("mlp", "tensor"),)):
+            assert config.mlp_form(0) == "dense"
 
 
 def test_attention_follows_the_platform_that_is_traced_for():
