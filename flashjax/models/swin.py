@@ -23,9 +23,9 @@ from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm, NormWeights
 from flashjax.layers.watched import is_watched
-from flashjax.models.swin_attention import Kernel, KernelAttention, PairedAttention, WindowAttention, dense
+from flashjax.models.swin_attention import Branch, Kernel, KernelAttention, PairedAttention, WindowAttention, dense
 from flashjax.models.swin_config import SwinConfig
-from flashjax.ops import mlp_kernel
+from flashjax.ops import branch_kernels
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.loop import KEPT, in_turns, keep
@@ -84,49 +84,67 @@ class SwinBlock(nn.Module):
         self, x: Float[Array, "B H W C"], train: bool = False, drawn: Sequence[Float[Array, "B 1 1 1"]] | None = None
     ) -> Float[Array, "B H W C"]:
         """`drawn`: what stochastic depth multiplies the two branches by, where it is not to be drawn here."""
-        cfg = self.config
+        cfg, C = self.config, x.shape[-1]
+        hidden = int(cfg.mlp_ratio * C)
+        form = "apart" if is_watched(self) else cfg.branch_form(self.stage)
+        chosen("branches", form)
         # Version 2 starts with both branches at zero.
         norm = functools.partial(
             LayerNorm, dtype=cfg.dtype, scale_init=nn.initializers.ones if cfg.version == 1 else nn.initializers.zeros
         )
-        norm1 = norm(name="norm1")
         drop_path, factors = DropPath(self.drop_path), iter(drawn or ())
-        kept = lambda branch: drop_path(branch, train) if drawn is None else branch * next(factors)  # noqa: E731
-        x = x + kept(self.attend(norm1(x), train) if cfg.version == 1 else norm1(self.attend(x, train)))
-        form = "dense" if is_watched(self) else cfg.mlp_form(self.stage)
-        chosen("mlp", form)
-        hidden = int(cfg.mlp_ratio * x.shape[-1])
-        if form == "kernel":
-            norm_weights = NormWeights(name="norm2")(x.shape[-1])
-            weights = mlp_kernel.Weights(*norm_weights, *MlpWeights(cfg, hidden, name="mlp")(x.shape[-1]))
-            factor = next(factors, None)
-            if factor is None:
-                rows = x.shape[0]
-                factor = drop_path.factor(rows, 1, x.dtype) if train else jnp.ones(rows, x.dtype)
-            x = keep(mlp_kernel.branch(x, factor.reshape(-1), weights))
+
+        def kept(branch: Array) -> Array:
+            return drop_path(branch, train) if drawn is None else branch * next(factors)
+
+        def factor() -> Float[Array, "B"]:
+            if drawn is not None:
+                return next(factors).reshape(-1)
+            return drop_path.factor(len(x), 1, x.dtype) if train else jnp.ones(len(x), x.dtype)
+
+        if form == "fused" and self.attention == "kernel" and not any(side % self.cut(x)[0] for side in x.shape[1:3]):
+            x = self.attend(x, train, Branch(NormWeights(name="norm1")(C), factor()))
+        elif cfg.version == 1:
+            x = x + kept(self.attend(norm(name="norm1")(x), train))
+        else:
+            x = x + kept(norm(name="norm1")(self.attend(x, train)))
+        if form == "fused":
+            weights = (*NormWeights(name="norm2")(C), *MlpWeights(cfg, hidden, name="mlp")(C))
+            x = keep(branch_kernels.mlp_branch(x, factor(), branch_kernels.MlpWeights(*weights)))
         else:
             norm2 = norm(name="norm2")
             mlp = Mlp(hidden, cfg.drop_rate, cfg.dtype, KERNELS[cfg.initializer], name="mlp")
             x = x + kept(mlp(norm2(x), train) if cfg.version == 1 else norm2(mlp(x, train)))
         return with_logical_constraint(x, ("batch", "height", "width", "embed"))
 
-    def attend(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
-        """Pad, shift, cut into windows, attend, and undo the three (official detection backbone)."""
-        cfg = self.config
-        H, W = x.shape[1:3]
+    @property
+    def attention(self) -> str:
+        """What is watched is not there in other forms than windows."""
+        return "windows" if is_watched(self) else self.config.attention_form
+
+    def cut(self, x: Float[Array, "B H W C"]) -> tuple[int, int]:
+        """Side of a window, and how far windows are shifted."""
+        cfg, smallest = self.config, min(x.shape[1:3])
         window = cfg.stage_window(self.stage)
-        shift = window // 2 if self.shifted else 0
-        if not cfg.always_partition and min(H, W) <= window:  # the whole map in one window, or a row of them
-            window, shift = min(H, W), 0
+        if not cfg.always_partition and smallest <= window:  # the whole map in one window, or a row of them
+            return smallest, 0
+        return window, window // 2 if self.shifted else 0
+
+    def attend(self, x: Float[Array, "B H W C"], train: bool, branch: Branch | None = None) -> Float[Array, "B H W C"]:
+        """Pad, shift, cut into windows, attend, and undo the three (official detection backbone).
+
+        With a `branch` all of it, of a map that windows divide.
+        """
+        cfg, form, (H, W) = self.config, self.attention, x.shape[1:3]
+        window, shift = self.cut(x)
         x = win.pad_to_multiple(x, window)
         size = x.shape[1], x.shape[2]
-        form = "windows" if is_watched(self) else cfg.attention_form  # what is watched is not there in the others
         chosen("attention", form)
         count = 1 if form == "windows" else paired.together(size, window)
         mask = win.shift_mask(size, window, shift, count) if shift else None
         if form == "kernel":
             attention = KernelAttention(cfg, self.stage, window, name="attn")
-            x = attention(win.cyclic_shift_by_sums(x, shift, shift), mask, train)
+            x = attention(win.cyclic_shift_by_sums(x, shift, shift), mask, train, branch)
             x = win.cyclic_shift_by_sums(x, -shift, -shift)
         elif form == "paired":
             attention = PairedAttention(cfg, self.stage, window, name="attn")

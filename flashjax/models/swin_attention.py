@@ -5,7 +5,7 @@ channels of a head.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from flashjax.layers.initializers import KERNELS, NORMAL
 from flashjax.layers.watched import show_logits
 from flashjax.models.swin_config import SwinConfig
+from flashjax.ops import branch_kernels, window_kernel
 from flashjax.ops import paired_windows as paired
-from flashjax.ops import window_kernel
 from flashjax.ops import windows as win
 from flashjax.ops.dense import dot_general
 from flashjax.ops.loop import keep
@@ -141,20 +141,38 @@ class PairedAttention(RectangleAttention):
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
 
 
+class Branch(NamedTuple):
+    """What is around attention in a block of version 1."""
+
+    norm: tuple[Float[Array, "C"], Float[Array, "C"]]
+    """Scale and bias."""
+    factor: Float[Array, "B"]
+    """What the branch is multiplied by: stochastic depth's draw."""
+
+
 class KernelAttention(RectangleAttention):
     """Of a whole map, whose windows begin at its corner (`flashjax.ops.window_kernel`)."""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], mask: Float[Array, "L N N"] | None = None, train: bool = False
+        self,
+        x: Float[Array, "B H W C"],
+        mask: Float[Array, "L N N"] | None = None,
+        train: bool = False,
+        branch: Branch | None = None,
     ) -> Float[Array, "B H W C"]:
+        """With a `branch` the whole of it, x + factor * attention(norm(x)) (`flashjax.ops.branch_kernels`)."""
         cfg, heads, (_, H, W, C) = self.config, self.heads, x.shape
         width, projections = C // heads, self.projections(C)
         count = paired.together((H, W), self.window)
         rectangle = self.window, count * self.window
         if cfg.version == 1:
             kernel, offset = (window_kernel.joined(*parts, heads=heads) for parts in zip(*projections, strict=True))
-            qkv, scale = keep(x @ kernel), width**-0.5
+            if branch is None:
+                qkv = x @ kernel
+            else:
+                x, qkv = branch_kernels.normed_product(x, branch_kernels.NormedWeights(*branch.norm, kernel))
+            qkv, scale = keep(qkv), width**-0.5
         else:
             q, k, v = (keep(x @ kernel + bias) for kernel, bias in projections)
             q, k = (_unit(y.reshape(*y.shape[:-1], heads, width)) for y in (q, k))
@@ -164,7 +182,11 @@ class KernelAttention(RectangleAttention):
         logits = self.rectangle_bias(count, mask)
         mixed: Array = keep(window_kernel.attend(qkv, offset, logits, rectangle, width, scale))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
-        out = keep(mixed @ window_kernel.tiled(kernel.astype(cfg.dtype).T, heads).T + bias.astype(cfg.dtype))
+        kernel = window_kernel.tiled(kernel.astype(cfg.dtype).T, heads).T
+        if branch is not None:
+            weights = branch_kernels.AddedWeights(kernel, bias)
+            return keep(branch_kernels.added_product(x, mixed, branch.factor, weights))
+        out = keep(mixed @ kernel + bias.astype(cfg.dtype))
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(out)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
-from flashjax.ops.mlp_kernel import CHANNELS
+from flashjax.ops.branch_kernels import CHANNELS
 from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
 from flashjax.ops.tpu_kernel import axes
@@ -63,11 +63,12 @@ class SwinConfig:
     two in one product, channels before tokens (`flashjax.ops.paired_windows`). kernel: that as a Pallas kernel for TPUs
     (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0, windows have
     at most 128 tokens and channels of a head divide 128; windows elsewhere."""
-    mlp: Literal["auto", "dense", "kernel"] = "auto"
-    """How the second branch of a block is computed; the function is the same. dense: norm, two layers, stochastic depth
-    and sum, each by itself. kernel: as one Pallas kernel for TPUs (`flashjax.ops.mlp_kernel`), in stages of at most 512
-    channels, of version 1. auto: the kernel where the step is for TPUs, drop_rate is 0 and the mesh does not split
-    hidden units; dense elsewhere."""
+    branches: Literal["auto", "apart", "fused"] = "auto"
+    """How what is around attention in a block, and its MLP, is computed; the function is the same. apart: norms,
+    layers, stochastic depth and sums, each by itself. fused: by a few Pallas kernels for TPUs
+    (`flashjax.ops.branch_kernels`), in stages of at most 512 channels; around attention where attention is the kernel
+    and windows divide the map. auto: fused where the step is for TPUs, version is 1, drop_rate is 0 and the mesh does
+    not split hidden units; apart elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -89,12 +90,12 @@ class SwinConfig:
             raise ValueError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         if self.attention not in ("auto", "windows", "paired", "kernel"):
             raise ValueError(f"attention must be auto, windows, paired or kernel, got {self.attention!r}")
-        if self.mlp not in ("auto", "dense", "kernel"):
-            raise ValueError(f"mlp must be auto, dense or kernel, got {self.mlp!r}")
-        if self.mlp == "kernel" and (self.drop_rate or self.version != 1):
+        if self.branches not in ("auto", "apart", "fused"):
+            raise ValueError(f"branches must be auto, apart or fused, got {self.branches!r}")
+        if self.branches == "fused" and (self.drop_rate or self.version != 1):
             raise ValueError(
-                f"mlp='kernel' has no dropout and is of version 1, got drop_rate {self.drop_rate} and version "
-                f"{self.version}: use mlp='dense'"
+                f"branches='fused' has no dropout and is of version 1, got drop_rate {self.drop_rate} and version "
+                f"{self.version}: use branches='apart'"
             )
         if self.blocks not in ("apart", "looped"):
             raise ValueError(f"blocks must be apart or looped, got {self.blocks!r}")
@@ -162,13 +163,13 @@ class SwinConfig:
         )
         return "kernel" if traced_for() == "tpu" and fits and not self.attn_drop_rate else "windows"
 
-    def mlp_form(self, stage: int) -> Literal["dense", "kernel"]:
-        """What `mlp` is in a stage on the platform and the mesh that are traced for."""
+    def branch_form(self, stage: int) -> Literal["apart", "fused"]:
+        """What `branches` is in a stage on the platform and the mesh that are traced for."""
         mesh = jax.sharding.get_abstract_mesh()
         split = not mesh.empty and axes("mlp", int(self.mlp_ratio * self.dim(stage)), mesh)
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
-        wanted = takes if self.mlp == "auto" else self.mlp == "kernel"
-        return "kernel" if wanted and self.dim(stage) <= CHANNELS else "dense"
+        wanted = takes if self.branches == "auto" else self.branches == "fused"
+        return "fused" if wanted and self.dim(stage) <= CHANNELS else "apart"
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""
@@ -178,7 +179,7 @@ class SwinConfig:
 
     def plain(self) -> "SwinConfig":
         """The same function without what a layout or recomputation adds to its FLOPs."""
-        return dataclasses.replace(self, attention="windows", mlp="dense", blocks="apart", remat=False)
+        return dataclasses.replace(self, attention="windows", branches="apart", blocks="apart", remat=False)
 
     def drop_path_rates(self) -> tuple[float, ...]:
         """Stochastic depth of every block, first to last."""

@@ -1,16 +1,30 @@
-"""What Pallas kernels for TPUs share: how maps lie, where they are interpreted, which axes of a mesh split them."""
+"""What Pallas kernels for TPUs share: how maps lie, where they are interpreted, which axes of a mesh split them, the
+grid of those that compute each token by itself, norms.
 
+Shapes: B batch; H, W map; C channels.
+"""
+
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flashjax.ops.platform import traced_for
 
 IMAGES = 8
 """Rows of a tile: a batch is filled up to a multiple of it."""
+TURN = 98_304
+"""Numbers of a map that a turn of `over_tokens` takes, at most."""
+MEMORY = 48 * 2**20
+"""Bytes of the chip's own memory that it may take."""
 
 
 def laid_out(x: Float[Array, "B H W C"]) -> Float[Array, "H W b C"]:
@@ -40,3 +54,157 @@ def axes(name: str, size: int, mesh: Any) -> tuple[str, ...]:
     found = dict(nn.get_logical_axis_rules()).get(name) or ()
     found = tuple(axis for axis in ((found,) if isinstance(found, str) else found) if mesh.shape[axis] > 1)
     return found if size % math.prod(mesh.shape[axis] for axis in found) == 0 else ()
+
+
+def differentiable(
+    forward: Callable[..., tuple[Any, ...]], backward: Callable[..., tuple[Any, ...]], split: str, out: str
+) -> Callable[..., tuple[Any, ...]]:
+    """`forward(*arrays)` whose gradients are `backward(*arrays, *coming)`, on a mesh of each device's own examples: the
+    compiler cannot split a kernel by itself. Each is traced once for all calls that are alike.
+
+    Args:
+        split, out: a letter for each argument and result: b where its first dim is the batch, w where it is whole on
+            each device, and its gradient summed over all.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def own(platform: str, summed: tuple[str, ...] | None, *arrays: Any) -> tuple[Any, ...]:
+        """`summed`: mesh axes, None of a forward pass. `platform`, what it is `traced_for`, keeps traces apart."""
+        del platform
+        if summed is None:
+            return forward(*arrays)
+        found = backward(*arrays)
+        letters = zip(found, split, strict=True)
+        return tuple(jax.lax.psum(g, summed) if letter == "w" and summed else g for g, letter in letters)
+
+    def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return own(traced_for(), () if back else None, *arrays)
+        examples = axes("batch", arrays[0].shape[0], mesh)
+        specs = {"b": PartitionSpec(examples), "w": PartitionSpec()}
+        in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (split, out))
+        function = functools.partial(own, traced_for(), examples if back else None)
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
+
+    @jax.custom_vjp
+    def function(*arrays: Any) -> tuple[Any, ...]:
+        return on_mesh(arrays, split, out, back=False)
+
+    def keep_inputs(*arrays: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return function(*arrays), arrays
+
+    def pull_back(kept: tuple[Any, ...], coming: tuple[Any, ...]) -> tuple[Any, ...]:
+        return on_mesh((*kept, *coming), split + out, split, back=True)
+
+    function.defvjp(keep_inputs, pull_back)
+    return function
+
+
+def over_tokens(
+    turn: Callable[..., None],
+    name: str,
+    maps: Sequence[Float[Array, "B H W _"]],
+    factors: Sequence[Float[Array, "B"]],
+    whole: Sequence[Array],
+    out: Sequence[int],
+    sums: Sequence[tuple[int, int]],
+    flops: int,
+    exponentials: int,
+    instead: str,
+) -> list[Array]:
+    """A kernel over a grid of positions and images of maps, all channels of each.
+
+    Args:
+        turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C], factors
+            [images, 1] float32, vectors of `whole` [1, n], results.
+        out: channels of each map among the results; dtype and tokens are those of the first map.
+        sums: shapes of float32 sums over all turns, which a turn adds to.
+        flops, exponentials: of all of it, for the compiler's schedule around it.
+        instead: what to choose on a GPU.
+
+    Returns:
+        The maps [B, H, W, C], and the sums.
+    """
+    B, H, W, C = maps[0].shape
+    batch, dtype = B + -B % IMAGES, maps[0].dtype
+    images = _largest(batch, TURN // C, IMAGES)
+    positions = _largest(H * W, TURN // C // images)
+    turns = H * W // positions
+    cores = 2 if turns % 2 == 0 else 1  # of a chip: each has sums of its own
+    grid = (cores, turns // cores, batch // images)
+
+    def a_map(channels: int) -> pl.BlockSpec:
+        return pl.BlockSpec((positions, images, channels), lambda core, i, j: (core * (turns // cores) + i, j, 0))
+
+    def constant(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape))
+
+    def summed(*shape: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)))
+
+    def from_zero(*refs: Any) -> None:
+        @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+        def _() -> None:
+            for ref in refs[len(refs) - len(sums) :]:
+                ref[...] = jnp.zeros_like(ref)
+
+        turn(*refs)
+
+    rows = [w[None] if w.ndim == 1 else w for w in whole]
+    given = [laid_out(x).reshape(H * W, batch, -1) for x in maps]
+    given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + rows
+    in_specs = [a_map(x.shape[-1]) for x in maps]
+    in_specs += [pl.BlockSpec((images, 1), lambda core, i, j: (j, 0)) for _ in factors]
+    shapes = [jax.ShapeDtypeStruct((H * W, batch, channels), dtype) for channels in out]
+    shapes += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums]
+    found = pl.pallas_call(
+        from_zero,
+        grid=grid,
+        in_specs=in_specs + [constant(*w.shape) for w in rows],
+        out_specs=[*(a_map(channels) for channels in out), *(summed(*shape) for shape in sums)],
+        out_shape=shapes,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=MEMORY
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=flops,
+            transcendentals=exponentials,
+            bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in (*given, *shapes)),
+        ),
+        interpret=interpreted(instead),
+        name=name,
+        metadata={"turns": str(math.prod(grid))},
+    )(*given)
+    results = [taken_out(x.reshape(H, W, batch, -1), B) for x in found[: len(out)]]
+    return results + [x.sum(0) for x in found[len(out) :]]
+
+
+def _largest(count: int, limit: int, multiple: int = 1) -> int:
+    """The largest divisor of `count` that is a multiple of another and at most `limit`, or else that other."""
+    return max((n for n in range(multiple, min(count, limit) + 1, multiple) if count % n == 0), default=multiple)
+
+
+def product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:
+    """Float32 product of two matrices over one dim of each."""
+    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def of_rows(factor: Any, x: Any) -> Array:
+    """[rows, 1]: the factor of each row's image, in a turn of `over_tokens`."""
+    positions, images, _ = x.shape
+    return jnp.broadcast_to(factor[...][None], (positions, images, 1)).reshape(-1, 1)
+
+
+def standardised(x: Any, epsilon: float) -> tuple[Array, Array, Array]:
+    """x of a turn as float32 rows, those less their mean over their deviation, and the deviation."""
+    rows = x[...].astype(jnp.float32).reshape(-1, x.shape[-1])
+    centred = rows - rows.mean(-1, keepdims=True)
+    deviation = jnp.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    return rows, centred / deviation, deviation
+
+
+def of_standardised(of_out: Array, out: Array, deviation: Array) -> Array:
+    """What comes back to the rows from that which comes back to them standardised."""
+    along = of_out - of_out.mean(-1, keepdims=True) - out * (of_out * out).mean(-1, keepdims=True)
+    return along / deviation

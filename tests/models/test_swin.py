@@ -276,8 +276,7 @@ def test_dropout_needs_its_stream_and_changes_the_result():
         (dict(version=3), "version must be 1 or 2"),
         (dict(version=2, pretrained_window_sizes=(0,)), "must name 2 stages"),
         (dict(initializer="nromal"), "unknown initializer 'nromal'"),
-        (dict(mlp="kernle"), "mlp must be auto, dense or kernel, got 'kernle'"),
-        (dict(mlp="kernel", drop_rate=0.1), r"got drop_rate 0\.1 and version 1: use mlp='dense'"),
+        (dict(branches="fused", drop_rate=0.1), r"got drop_rate 0\.1 and version 1: use branches='apart'"),
     ],
 )
 def test_impossible_configurations(overrides, message):
@@ -340,13 +339,22 @@ def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(ver
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blocks", ["apart", "looped"])
-def test_an_mlp_by_the_kernel_is_the_same_function_with_the_same_draws(blocks):
-    images, rngs = noise(2, 32, 32, 3), {"drop_path": jax.random.key(2)}
-    options = dict(depths=(4,), num_heads=(2,), drop_path_rate=0.5, blocks=blocks)
-    dense, kernel = (small(mlp=mlp, **options) for mlp in ("dense", "kernel"))
-    variables = parameters(dense)
-    drawn = [jax.jit(model.init)(jax.random.key(1), images) for model in (dense, kernel)]
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((32, 32), dict(attention="kernel")),
+        ((32, 32), dict(attention="kernel", blocks="looped")),
+        ((32, 32), dict(attention="windows")),  # the MLP alone
+        ((40, 52), dict(attention="kernel")),  # padded: the MLP alone
+    ],
+)
+def test_fused_branches_are_the_same_function_with_the_same_draws(size, options):
+    images, rngs = noise(2, *size, 3), {"drop_path": jax.random.key(2)}
+    shape = dict(img_size=size, depths=(4,), num_heads=(2,), drop_path_rate=0.5)
+    apart = small(**shape, attention="windows", branches="apart")
+    fused = small(**shape, **options, branches="fused")
+    variables = parameters(apart)
+    drawn = [jax.jit(model.init)(jax.random.key(1), images) for model in (apart, fused)]
     jax.tree.map(np.testing.assert_array_equal, *drawn)
 
     def loss(model, train):
@@ -354,10 +362,10 @@ def test_an_mlp_by_the_kernel_is_the_same_function_with_the_same_draws(blocks):
         return jax.jit(jax.value_and_grad(lambda v: jnp.square(model.apply(v, images, **given)).sum()))(variables)
 
     for train in (False, True):
-        (wanted, gradients), (found, found_gradients) = loss(dense, train), loss(kernel, train)
+        (wanted, gradients), (found, found_gradients) = loss(apart, train), loss(fused, train)
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
-        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found_gradients, gradients)
+        atol = 1e-5 * max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-7, atol=atol), found_gradients, gradients)
 
 
 def test_which_stages_are_loops():
@@ -368,20 +376,20 @@ def test_which_stages_are_loops():
     assert not config.plain().loops(1, train=True)
 
 
-def test_the_mlp_follows_the_platform_and_the_mesh_that_are_traced_for():
+def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
     config = SwinConfig(depths=(2, 2), num_heads=(2, 4), embed_dim=512)
-    assert config.mlp_form(0) == "dense"
-    assert dataclasses.replace(config, mlp="kernel").mlp_form(0) == "kernel"
+    assert config.branch_form(0) == "apart"
+    assert dataclasses.replace(config, branches="fused").branch_form(0) == "fused"
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), abstract_device=tpu)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert config.mlp_form(0) == "kernel"
-        assert config.mlp_form(1) == "dense"  # 1,024 channels
-        assert dataclasses.replace(config, drop_rate=0.1).mlp_form(0) == "dense"
-        assert dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).mlp_form(0) == "dense"
-        assert config.plain().mlp_form(0) == "dense"
+        assert config.branch_form(0) == "fused"
+        assert config.branch_form(1) == "apart"  # 1,024 channels
+        assert dataclasses.replace(config, drop_rate=0.1).branch_form(0) == "apart"
+        assert dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).branch_form(0) == "apart"
+        assert config.plain().branch_form(0) == "apart"
         with nn.logical_axis_rules((("mlp", "tensor"),)):
-            assert config.mlp_form(0) == "dense"
+            assert config.branch_form(0) == "apart"
 
 
 def test_attention_follows_the_platform_that_is_traced_for():

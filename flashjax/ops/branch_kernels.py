@@ -1,0 +1,285 @@
+"""What is around attention in a block, and its MLP, as Pallas kernels for TPUs: a pass over the map each.
+
+The compiler alone makes a pass for each sum of a norm, and writes maps of 4C hidden units, which here live and die in
+the chip's own memory. Backward passes keep what came in alone, and sum the gradients of the weights in place.
+
+Norms (epsilon 1e-5), GELU and sums are float32, products of the map's dtype with float32 sums. A factor has no
+gradient: it is what stochastic depth draws. A batch is filled up to a multiple of 8 on each device. On a CPU kernels
+are interpreted, for tests. Under `sharding.on_mesh` each device computes its own examples; elsewhere the compiler
+refuses to split them over several devices. All raise NotImplementedError on a GPU, and ValueError for other dtypes than
+float32 and bfloat16.
+
+Shapes: B batch; H, W map; C channels; F hidden units; K channels of a projection.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from flashjax.ops.tpu_kernel import differentiable, of_rows, of_standardised, over_tokens, product, standardised
+
+CHANNELS = 512
+"""At most: products of more fill the matrix unit by themselves, and take a minute to compile here."""
+EPSILON = 1e-5
+INSTEAD = "branches='apart'"
+
+
+class MlpWeights(NamedTuple):
+    """Of a norm and the two layers behind it, float32."""
+
+    scale: Float[Array, "C"]
+    offset: Float[Array, "C"]
+    kernel_in: Float[Array, "C F"]
+    bias_in: Float[Array, "F"]
+    kernel_out: Float[Array, "F C"]
+    bias_out: Float[Array, "C"]
+
+
+class NormedWeights(NamedTuple):
+    """Of a norm, float32, and the projection behind it."""
+
+    scale: Float[Array, "C"]
+    offset: Float[Array, "C"]
+    kernel: Float[Array, "C K"]
+
+
+class AddedWeights(NamedTuple):
+    """Of a projection; the bias float32."""
+
+    kernel: Float[Array, "K C"]
+    bias: Float[Array, "C"]
+
+
+def mlp_branch(x: Float[Array, "B H W C"], factor: Float[Array, "B"], weights: MlpWeights) -> Float[Array, "B H W C"]:
+    """x + factor * (gelu(norm(x) kernel_in + bias_in) kernel_out + bias_out)."""
+    return _mlp(_computable(x), factor, weights)[0]
+
+
+def normed_product(
+    x: Float[Array, "B H W C"], weights: NormedWeights
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W K"]]:
+    """x itself, and norm(x) kernel. What comes back to both is added in the kernel: x should go on from here."""
+    same, out = _normed(_computable(x), weights)
+    return same, out
+
+
+def added_product(
+    x: Float[Array, "B H W C"], y: Float[Array, "B H W K"], factor: Float[Array, "B"], weights: AddedWeights
+) -> Float[Array, "B H W C"]:
+    """x + factor * (y kernel + bias)."""
+    return _added(_computable(x), y, factor, weights)[0]
+
+
+def _computable(x: Array) -> Array:
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"kernels of branches compute in float32 or bfloat16, not {x.dtype}")
+    return x
+
+
+def _given(weights: tuple[Array, ...], dtype: Any) -> list[Array]:
+    """Kernels in the dtype of products, vectors in float32."""
+    return [w.astype(dtype if w.ndim == 2 else jnp.float32) for w in weights]
+
+
+def _row(x: Array) -> tuple[int, int]:
+    return 1, x.size
+
+
+def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
+    units = x.size // x.shape[-1] * weights.bias_in.size
+    (out,) = over_tokens(
+        _mlp_turn,
+        "mlp_branch",
+        [x],
+        [factor],
+        _given(weights, x.dtype),
+        [x.shape[-1]],
+        [],
+        flops=4 * units * x.shape[-1],
+        exponentials=units,
+        instead=INSTEAD,
+    )
+    return (out,)
+
+
+def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -> tuple[Any, ...]:
+    units = x.size // x.shape[-1] * weights.bias_in.size
+    scale, offset, kernel_in, bias_in, _, bias_out = weights
+    of_x, of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = over_tokens(
+        _mlp_turn_back,
+        "mlp_branch_backward",
+        [x, of_out],
+        [factor],
+        _given(weights, x.dtype),
+        [x.shape[-1]],
+        # Both kernels' gradients are [C, F]: what the unit for transpositions turns is the narrow map.
+        [_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
+        flops=10 * units * x.shape[-1],
+        exponentials=units,
+        instead=INSTEAD,
+    )
+    of_weights = (of_scale[0], of_offset[0], of_kernel_in, of_bias_in[0], of_kernel_out.T, of_bias_out[0])
+    return of_x, jnp.zeros_like(factor), MlpWeights(*of_weights)
+
+
+def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
+    scale, offset, kernel_in, bias_in, kernel_out, bias_out, out = refs
+    rows, normed, _ = standardised(x, EPSILON)
+    normed = (normed * scale[...] + offset[...]).astype(x.dtype)
+    hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
+    share, _ = _normal(hidden, rough=x.dtype == jnp.bfloat16)
+    mixed = product((hidden * share).astype(x.dtype), 1, kernel_out[...], 0) + bias_out[...]
+    out[...] = (rows + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
+
+
+def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
+    scale, offset, kernel_in, bias_in, kernel_out, _, of_x, *sums = refs
+    of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = sums
+    _, standard, deviation = standardised(x, EPSILON)
+    normed = (standard * scale[...] + offset[...]).astype(x.dtype)
+    hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
+    share, density = _normal(hidden, rough=x.dtype == jnp.bfloat16)
+
+    coming = of_out[...].astype(jnp.float32).reshape(standard.shape)
+    of_mixed = coming * of_rows(factor, x)
+    of_bias_out[...] += of_mixed.sum(0, keepdims=True)
+    of_mixed = of_mixed.astype(x.dtype)
+    of_kernel_out[...] += product(of_mixed, 0, (hidden * share).astype(x.dtype), 0)
+    of_hidden = product(of_mixed, 1, kernel_out[...], 1) * (share + hidden * density)
+    of_bias_in[...] += of_hidden.sum(0, keepdims=True)
+    of_hidden = of_hidden.astype(x.dtype)
+    of_kernel_in[...] += product(normed, 0, of_hidden, 0)
+
+    of_normed = product(of_hidden, 1, kernel_in[...], 1)
+    of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
+    of_offset[...] += of_normed.sum(0, keepdims=True)
+    of_rows_ = of_standardised(of_normed * scale[...], standard, deviation)
+    of_x[...] = (coming + of_rows_).astype(of_x.dtype).reshape(of_x.shape)
+
+
+def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
+    """The normal distribution's share below x, which GELU multiplies x by, and its density there.
+
+    By an exponential, which has a unit of its own and is the density too: Abramowitz and Stegun 7.1.26, within 7e-8 of
+    the share. `rough`: with a reciprocal of 12 bits, more than bfloat16 keeps.
+    """
+    bell = jnp.exp(x * x * -0.5)
+    below = 1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x)
+    t = pl.reciprocal(below, approx=True) if rough else 1 / below
+    tail = 0.0
+    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        tail = t * (tail + coefficient / 2)
+    tail *= bell
+    return jnp.where(x < 0, tail, 1 - tail), bell * (1 / math.sqrt(2 * math.pi))
+
+
+def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array, Array]:
+    (out,) = over_tokens(
+        _normed_turn,
+        "normed_product",
+        [x],
+        [],
+        _given(weights, x.dtype),
+        [weights.kernel.shape[1]],
+        [],
+        flops=2 * x.size * weights.kernel.shape[1],
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    return x, out
+
+
+def _normed_backward(x: Array, weights: NormedWeights, of_x: Array, of_out: Array) -> tuple[Any, ...]:
+    of_x, of_scale, of_offset, of_kernel = over_tokens(
+        _normed_turn_back,
+        "normed_product_backward",
+        [x, of_x, of_out],
+        [],
+        _given(weights, x.dtype),
+        [x.shape[-1]],
+        [_row(weights.scale), _row(weights.offset), weights.kernel.shape],
+        flops=4 * x.size * weights.kernel.shape[1],
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel.astype(weights.kernel.dtype))
+
+
+def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
+    _, normed, _ = standardised(x, EPSILON)
+    normed = (normed * scale[...] + offset[...]).astype(x.dtype)
+    out[...] = product(normed, 1, kernel[...], 0).astype(out.dtype).reshape(out.shape)
+
+
+def _normed_turn_back(x: Any, coming: Any, of_out: Any, *refs: Any) -> None:
+    scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
+    _, standard, deviation = standardised(x, EPSILON)
+    normed = (standard * scale[...] + offset[...]).astype(x.dtype)
+    projected = of_out[...].astype(jnp.float32).reshape(-1, of_out.shape[-1]).astype(x.dtype)
+    of_kernel[...] += product(normed, 0, projected, 0)
+    of_normed = product(projected, 1, kernel[...], 1)
+    of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
+    of_offset[...] += of_normed.sum(0, keepdims=True)
+    of_rows_ = of_standardised(of_normed * scale[...], standard, deviation)
+    of_x[...] = (coming[...].astype(jnp.float32) + of_rows_.reshape(of_x.shape)).astype(of_x.dtype)
+
+
+def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> tuple[Array]:
+    (out,) = over_tokens(
+        _added_turn,
+        "added_product",
+        [x, y],
+        [factor],
+        _given(weights, x.dtype),
+        [x.shape[-1]],
+        [],
+        flops=2 * y.size * x.shape[-1],
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    return (out,)
+
+
+def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of_out: Array) -> tuple[Any, ...]:
+    of_y, of_kernel, of_bias = over_tokens(
+        _added_turn_back,
+        "added_product_backward",
+        [y, of_out],
+        [factor],
+        _given(weights, x.dtype),
+        [y.shape[-1]],
+        [weights.kernel.shape, _row(weights.bias)],
+        flops=4 * y.size * x.shape[-1],
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    of_weights = AddedWeights(of_kernel.astype(weights.kernel.dtype), of_bias[0])
+    return of_out, of_y, jnp.zeros_like(factor), of_weights
+
+
+def _added_turn(x: Any, y: Any, factor: Any, kernel: Any, bias: Any, out: Any) -> None:
+    mixed = product(_flat(y), 1, kernel[...], 0) + bias[...]
+    added = x[...].astype(jnp.float32) + (mixed * of_rows(factor, x)).reshape(x.shape)
+    out[...] = added.astype(out.dtype)
+
+
+def _added_turn_back(y: Any, of_out: Any, factor: Any, kernel: Any, _: Any, *refs: Any) -> None:
+    of_y, of_kernel, of_bias = refs
+    of_mixed = of_out[...].astype(jnp.float32).reshape(-1, of_out.shape[-1]) * of_rows(factor, of_out)
+    of_bias[...] += of_mixed.sum(0, keepdims=True)
+    of_mixed = of_mixed.astype(y.dtype)
+    of_kernel[...] += product(_flat(y), 0, of_mixed, 0)
+    of_y[...] = product(of_mixed, 1, kernel[...], 1).astype(of_y.dtype).reshape(of_y.shape)
+
+
+def _flat(x: Any) -> Array:
+    """A map of a turn as rows; by way of float32, whose tiles have as many rows as there are images."""
+    return x[...].astype(jnp.float32).reshape(-1, x.shape[-1]).astype(x.dtype)
+
+
+_mlp = differentiable(_mlp_forward, _mlp_backward, split="bbw", out="b")
+_normed = differentiable(_normed_forward, _normed_backward, split="bw", out="bb")
+_added = differentiable(_added_forward, _added_backward, split="bbbw", out="b")

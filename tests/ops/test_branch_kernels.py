@@ -1,0 +1,143 @@
+"""Kernels of branches, interpreted on the CPU: the branch and its gradients as layers compute them, on a mesh too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from flashjax.layers.mlp import gelu
+from flashjax.ops import branch_kernels as branches
+from flashjax.ops import tpu_kernel
+from flashjax.training.mesh import MeshConfig, make_mesh
+from flashjax.training.sharding import on_mesh
+
+K, F = 12, 24
+
+
+def norm(x, weights):
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * weights.scale + weights.offset
+
+
+def add(x, factor, mixed):
+    return (x.astype(jnp.float32) + factor.astype(jnp.float32)[:, None, None, None] * mixed).astype(x.dtype)
+
+
+def mlp_by_layers(x, y, factor, mlp, normed, added):
+    hidden = gelu(norm(x, mlp) @ mlp.kernel_in + mlp.bias_in)
+    return add(x, factor, hidden @ mlp.kernel_out + mlp.bias_out)
+
+
+def normed_by_layers(x, y, factor, mlp, normed, added):
+    return x, (norm(x, normed) @ normed.kernel.astype(jnp.float32)).astype(x.dtype)
+
+
+def added_by_layers(x, y, factor, mlp, normed, added):
+    return add(x, factor, y.astype(jnp.float32) @ added.kernel.astype(jnp.float32) + added.bias)
+
+
+LAYERS_AND_KERNELS = {
+    "mlp_branch": (mlp_by_layers, lambda x, y, factor, mlp, normed, added: branches.mlp_branch(x, factor, mlp)),
+    "normed_product": (normed_by_layers, lambda x, y, factor, mlp, normed, added: branches.normed_product(x, normed)),
+    "added_product": (
+        added_by_layers,
+        lambda x, y, factor, mlp, normed, added: branches.added_product(x, y, factor, added),
+    ),
+}
+
+
+def arguments(shape, dtype=jnp.float32):
+    """Two maps, a factor, weights of all three, and a key of what comes back."""
+    B, H, W, C = shape
+    keys = iter(jax.random.split(jax.random.key(0), 20))
+
+    def noise(*shape):
+        return jax.random.normal(next(keys), shape)
+
+    mlp = branches.MlpWeights(
+        1 + 0.5 * noise(C), noise(C), noise(C, F) / C**0.5, noise(F), noise(F, C) / F**0.5, noise(C)
+    )
+    normed = branches.NormedWeights(1 + 0.5 * noise(C), noise(C), (noise(C, K) / C**0.5).astype(dtype))
+    added = branches.AddedWeights((noise(K, C) / K**0.5).astype(dtype), noise(C))
+    factor = jnp.where(jnp.arange(B) % 3 == 1, 0.0, 1.25).astype(dtype)
+    return (3 * noise(*shape) + 1).astype(dtype), noise(B, H, W, K).astype(dtype), factor, mlp, normed, added
+
+
+def pulled_back(branch):
+    """Results and gradients for noise that comes back."""
+
+    def both(*args):
+        x, y, factor, *weights = args
+        out, pull = jax.vjp(lambda x, y, *weights: branch(x, y, factor, *weights), x, y, *weights)
+        coming = jax.tree.map(lambda o: jax.random.normal(jax.random.key(o.shape[-1]), o.shape).astype(o.dtype), out)
+        return out, pull(coming)
+
+    return both
+
+
+def assert_same(found, wanted, tolerance):
+    def same(a, b):
+        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=tolerance * max(1, np.abs(np.float32(b)).max()))
+
+    jax.tree.map(same, found, wanted)
+
+
+@pytest.fixture(params=LAYERS_AND_KERNELS)
+def layers_and_kernel(request):
+    return LAYERS_AND_KERNELS[request.param]
+
+
+@pytest.mark.parametrize(
+    ("shape", "turn"),
+    [
+        ((2, 3, 6, 8), 10**6),  # a batch that is filled up, one turn
+        ((8, 3, 6, 8), 3 * 64),  # three positions a turn, three turns of each core
+        ((24, 1, 3, 8), 64),  # a third of the images, one position, a core for all
+    ],
+)
+def test_a_branch_and_its_gradients_are_those_of_layers(shape, turn, layers_and_kernel, monkeypatch):
+    monkeypatch.setattr(tpu_kernel, "TURN", turn)
+    args = arguments(shape)
+    jax.clear_caches()
+    wanted, found = (jax.jit(pulled_back(f))(*args) for f in layers_and_kernel)
+    assert_same(found, wanted, 2e-6)
+
+
+def test_bfloat16_rounds_as_products_do(layers_and_kernel):
+    layers, kernel = layers_and_kernel
+    args = arguments((8, 2, 2, 8), jnp.bfloat16)
+    wanted = jax.jit(pulled_back(layers))(*(a.astype(jnp.float32) for a in args[:3]), *args[3:])
+    found = jax.jit(pulled_back(kernel))(*args)
+    assert {a.dtype for a in jax.tree.leaves(found[0])} == {jnp.dtype("bfloat16")}
+    assert [g.dtype for g in jax.tree.leaves(found[1])] == [a.dtype for a in jax.tree.leaves((*args[:2], *args[3:]))]
+    assert_same(found, wanted, 0.02)
+
+
+def test_the_normal_distribution_is_within_a_millionth():
+    x = jnp.linspace(-9, 9, 4001)
+    share, density = branches._normal(x, rough=False)
+    np.testing.assert_allclose(share, jax.scipy.stats.norm.cdf(x), atol=2e-7)
+    np.testing.assert_allclose(density, jax.scipy.stats.norm.pdf(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 3}])
+def test_each_device_of_a_mesh_computes_its_own_examples(axes, layers_and_kernel):
+    layers, kernel = layers_and_kernel
+    args = arguments((8, 2, 2, 8))
+    wanted = jax.jit(pulled_back(layers))(*args)
+    mesh = make_mesh(MeshConfig(**axes), jax.devices()[: int(np.prod(list(axes.values())))])
+    whole = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
+    assert_same(jax.jit(on_mesh(pulled_back(kernel), mesh))(*whole), wanted, 2e-6)
+
+
+def test_what_kernels_cannot_do_is_refused(layers_and_kernel):
+    _, kernel = layers_and_kernel
+    x, *others = arguments((1, 2, 2, 8))
+    with pytest.raises(ValueError, match="not float16"):
+        kernel(x.astype(jnp.float16), *others)
+    gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="branches='apart'"):
+        kernel(x, *others)
