@@ -25,7 +25,7 @@ from flashjax.layers.norm import LayerNorm, NormWeights
 from flashjax.layers.watched import is_watched
 from flashjax.models.swin_attention import Branch, Kernel, KernelAttention, PairedAttention, WindowAttention, dense
 from flashjax.models.swin_config import SwinConfig
-from flashjax.ops import branch_kernels
+from flashjax.ops import branch_kernels, window_kernel
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.loop import KEPT, in_turns, keep
@@ -50,7 +50,11 @@ class PatchEmbed(nn.Module):
         B, height, width, _ = pixels.shape
         patches = pixels.reshape(B, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(B, height // p, width // p, p * p * c)
-        x = PatchProjection(cfg, name="proj")(patches)
+        kernel, bias = PatchProjection(cfg, name="proj")(p * p * c)
+        if cfg.patch_norm and cfg.fuses(p * p * c, cfg.embed_dim) and not is_watched(self):
+            weights = branch_kernels.EmbeddedWeights(kernel, bias, *NormWeights(name="norm")(cfg.embed_dim))
+            return keep(branch_kernels.product_normed(patches, weights))
+        x = patches @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype)
         return LayerNorm(dtype=cfg.dtype, name="norm")(x) if cfg.patch_norm else x
 
 
@@ -60,12 +64,11 @@ class PatchProjection(nn.Module):
     config: SwinConfig
 
     @nn.compact
-    def __call__(self, patches: Float[Array, "B H W in"]) -> Float[Array, "B H W C"]:
+    def __call__(self, inputs: int) -> tuple[Float[Array, "in C"], Float[Array, "C"]]:
         cfg = self.config
-        init = torch_uniform(patches.shape[-1])  # official code leaves the convolution at torch's default
+        init = torch_uniform(inputs)  # official code leaves the convolution at torch's default
         kernel = self.param("kernel", init, (cfg.patch_size, cfg.patch_size, cfg.in_chans, cfg.embed_dim))
-        bias = self.param("bias", init, (cfg.embed_dim,))
-        return patches @ kernel.reshape(-1, cfg.embed_dim).astype(cfg.dtype) + bias.astype(cfg.dtype)
+        return kernel.reshape(inputs, cfg.embed_dim), self.param("bias", init, (cfg.embed_dim,))
 
 
 class SwinBlock(nn.Module):
@@ -86,7 +89,7 @@ class SwinBlock(nn.Module):
         """`drawn`: what stochastic depth multiplies the two branches by, where it is not to be drawn here."""
         cfg, C = self.config, x.shape[-1]
         hidden = int(cfg.mlp_ratio * C)
-        form = "apart" if is_watched(self) else cfg.branch_form(self.stage)
+        form = "fused" if cfg.fuses(C, hidden) and not is_watched(self) else "apart"
         chosen("branches", form)
         # Version 2 starts with both branches at zero.
         norm = functools.partial(
@@ -144,8 +147,8 @@ class SwinBlock(nn.Module):
         mask = win.shift_mask(size, window, shift, count) if shift else None
         if form == "kernel":
             attention = KernelAttention(cfg, self.stage, window, name="attn")
-            x = attention(win.cyclic_shift_by_sums(x, shift, shift), mask, train, branch)
-            x = win.cyclic_shift_by_sums(x, -shift, -shift)
+            x = attention(window_kernel.cyclic_shift(x, shift), mask, train, branch)
+            x = window_kernel.cyclic_shift(x, -shift)
         elif form == "paired":
             attention = PairedAttention(cfg, self.stage, window, name="attn")
             x = with_logical_constraint(paired.partition(x, window, count, shift), RECTANGLES)
@@ -182,6 +185,10 @@ class PatchMerging(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w two_C"]:
         cfg, C = self.config, x.shape[-1]
         x = win.merge_neighbours(win.pad_to_multiple(x, 2))
+        if cfg.fuses(4 * C, 2 * C) and not is_watched(self):
+            kernel, _ = Kernel(cfg, 2 * C, use_bias=False, name="reduction")(4 * C)
+            weights = branch_kernels.NormedWeights(*NormWeights(name="norm")(4 * C), kernel.astype(cfg.dtype))
+            return keep(branch_kernels.normed_product(x, weights)[1])
         norm, reduction = LayerNorm(dtype=cfg.dtype, name="norm"), dense(cfg, 2 * C, "reduction", use_bias=False)
         return reduction(norm(x)) if cfg.version == 1 else norm(reduction(x))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
-from flashjax.ops.branch_kernels import CHANNELS
+from flashjax.ops.branch_kernels import LARGEST
 from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
 from flashjax.ops.tpu_kernel import axes
@@ -64,11 +64,11 @@ class SwinConfig:
     (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0, windows have
     at most 128 tokens and channels of a head divide 128; windows elsewhere."""
     branches: Literal["auto", "apart", "fused"] = "auto"
-    """How what is around attention in a block, and its MLP, is computed; the function is the same. apart: norms,
-    layers, stochastic depth and sums, each by itself. fused: by a few Pallas kernels for TPUs
-    (`flashjax.ops.branch_kernels`), in stages of at most 512 channels; around attention where attention is the kernel
-    and windows divide the map. auto: fused where the step is for TPUs, version is 1, drop_rate is 0 and the mesh does
-    not split hidden units; apart elsewhere."""
+    """How what is around attention in a block, its MLP, and the merging of patches are computed; the function is the
+    same. apart: norms, layers, stochastic depth and sums, each by itself. fused: by a few Pallas kernels for TPUs
+    (`flashjax.ops.branch_kernels`), where the layer behind a norm has at most 2^20 numbers; around attention where that
+    is the kernel and windows divide the map. auto: fused where the step is for TPUs, version is 1, drop_rate is 0 and
+    the mesh does not split hidden units; apart elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -163,13 +163,13 @@ class SwinConfig:
         )
         return "kernel" if traced_for() == "tpu" and fits and not self.attn_drop_rate else "windows"
 
-    def branch_form(self, stage: int) -> Literal["apart", "fused"]:
-        """What `branches` is in a stage on the platform and the mesh that are traced for."""
+    def fuses(self, channels: int, features: int) -> bool:
+        """Whether a branch whose norm is of so many channels and whose first layer gives so many features is `fused`,
+        on the platform and the mesh that are traced for."""
         mesh = jax.sharding.get_abstract_mesh()
-        split = not mesh.empty and axes("mlp", int(self.mlp_ratio * self.dim(stage)), mesh)
+        split = not mesh.empty and axes("mlp", features, mesh)
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
-        wanted = takes if self.branches == "auto" else self.branches == "fused"
-        return "fused" if wanted and self.dim(stage) <= CHANNELS else "apart"
+        return channels * features <= LARGEST and (takes if self.branches == "auto" else self.branches == "fused")
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from flashjax.ops.tpu_kernel import differentiable, of_rows, of_standardised, over_tokens, product, standardised
+from flashjax.ops.tpu_kernel import differentiable, of_rows, of_standardised, over_tokens, product, rows, standardised
 
-CHANNELS = 512
-"""At most: products of more fill the matrix unit by themselves, and take a minute to compile here."""
+LARGEST = 2**20
+"""Numbers of the layer behind a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
+compile here."""
 EPSILON = 1e-5
 INSTEAD = "branches='apart'"
 
@@ -53,6 +54,15 @@ class AddedWeights(NamedTuple):
     bias: Float[Array, "C"]
 
 
+class EmbeddedWeights(NamedTuple):
+    """Of a projection and the norm behind it; all but the kernel float32."""
+
+    kernel: Float[Array, "K C"]
+    bias: Float[Array, "C"]
+    scale: Float[Array, "C"]
+    offset: Float[Array, "C"]
+
+
 def mlp_branch(x: Float[Array, "B H W C"], factor: Float[Array, "B"], weights: MlpWeights) -> Float[Array, "B H W C"]:
     """x + factor * (gelu(norm(x) kernel_in + bias_in) kernel_out + bias_out)."""
     return _mlp(_computable(x), factor, weights)[0]
@@ -71,6 +81,11 @@ def added_product(
 ) -> Float[Array, "B H W C"]:
     """x + factor * (y kernel + bias)."""
     return _added(_computable(x), y, factor, weights)[0]
+
+
+def product_normed(x: Float[Array, "B H W K"], weights: EmbeddedWeights) -> Float[Array, "B H W C"]:
+    """norm(x kernel + bias)."""
+    return _embedded(_computable(x), weights)[0]
 
 
 def _computable(x: Array) -> Array:
@@ -127,23 +142,23 @@ def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -
 
 def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
     scale, offset, kernel_in, bias_in, kernel_out, bias_out, out = refs
-    rows, normed, _ = standardised(x, EPSILON)
-    normed = (normed * scale[...] + offset[...]).astype(x.dtype)
+    came = rows(x)
+    normed = (standardised(came, EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
     hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
     share, _ = _normal(hidden, rough=x.dtype == jnp.bfloat16)
     mixed = product((hidden * share).astype(x.dtype), 1, kernel_out[...], 0) + bias_out[...]
-    out[...] = (rows + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
+    out[...] = (came + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
 
 
 def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     scale, offset, kernel_in, bias_in, kernel_out, _, of_x, *sums = refs
     of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = sums
-    _, standard, deviation = standardised(x, EPSILON)
+    standard, deviation = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
     hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
     share, density = _normal(hidden, rough=x.dtype == jnp.bfloat16)
 
-    coming = of_out[...].astype(jnp.float32).reshape(standard.shape)
+    coming = rows(of_out)
     of_mixed = coming * of_rows(factor, x)
     of_bias_out[...] += of_mixed.sum(0, keepdims=True)
     of_mixed = of_mixed.astype(x.dtype)
@@ -156,8 +171,8 @@ def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     of_normed = product(of_hidden, 1, kernel_in[...], 1)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
-    of_rows_ = of_standardised(of_normed * scale[...], standard, deviation)
-    of_x[...] = (coming + of_rows_).astype(of_x.dtype).reshape(of_x.shape)
+    came = of_standardised(of_normed * scale[...], standard, deviation)
+    of_x[...] = (coming + came).astype(of_x.dtype).reshape(of_x.shape)
 
 
 def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
@@ -209,22 +224,21 @@ def _normed_backward(x: Array, weights: NormedWeights, of_x: Array, of_out: Arra
 
 
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
-    _, normed, _ = standardised(x, EPSILON)
-    normed = (normed * scale[...] + offset[...]).astype(x.dtype)
+    normed = (standardised(rows(x), EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
     out[...] = product(normed, 1, kernel[...], 0).astype(out.dtype).reshape(out.shape)
 
 
 def _normed_turn_back(x: Any, coming: Any, of_out: Any, *refs: Any) -> None:
     scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
-    _, standard, deviation = standardised(x, EPSILON)
+    standard, deviation = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
-    projected = of_out[...].astype(jnp.float32).reshape(-1, of_out.shape[-1]).astype(x.dtype)
+    projected = rows(of_out).astype(x.dtype)
     of_kernel[...] += product(normed, 0, projected, 0)
     of_normed = product(projected, 1, kernel[...], 1)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
-    of_rows_ = of_standardised(of_normed * scale[...], standard, deviation)
-    of_x[...] = (coming[...].astype(jnp.float32) + of_rows_.reshape(of_x.shape)).astype(of_x.dtype)
+    came = of_standardised(of_normed * scale[...], standard, deviation)
+    of_x[...] = (rows(coming) + came).astype(of_x.dtype).reshape(of_x.shape)
 
 
 def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> tuple[Array]:
@@ -261,25 +275,71 @@ def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of
 
 
 def _added_turn(x: Any, y: Any, factor: Any, kernel: Any, bias: Any, out: Any) -> None:
-    mixed = product(_flat(y), 1, kernel[...], 0) + bias[...]
-    added = x[...].astype(jnp.float32) + (mixed * of_rows(factor, x)).reshape(x.shape)
-    out[...] = added.astype(out.dtype)
+    mixed = product(rows(y).astype(y.dtype), 1, kernel[...], 0) + bias[...]
+    out[...] = (rows(x) + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
 
 
 def _added_turn_back(y: Any, of_out: Any, factor: Any, kernel: Any, _: Any, *refs: Any) -> None:
     of_y, of_kernel, of_bias = refs
-    of_mixed = of_out[...].astype(jnp.float32).reshape(-1, of_out.shape[-1]) * of_rows(factor, of_out)
+    of_mixed = rows(of_out) * of_rows(factor, of_out)
     of_bias[...] += of_mixed.sum(0, keepdims=True)
     of_mixed = of_mixed.astype(y.dtype)
-    of_kernel[...] += product(_flat(y), 0, of_mixed, 0)
+    of_kernel[...] += product(rows(y).astype(y.dtype), 0, of_mixed, 0)
     of_y[...] = product(of_mixed, 1, kernel[...], 1).astype(of_y.dtype).reshape(of_y.shape)
 
 
-def _flat(x: Any) -> Array:
-    """A map of a turn as rows; by way of float32, whose tiles have as many rows as there are images."""
-    return x[...].astype(jnp.float32).reshape(-1, x.shape[-1]).astype(x.dtype)
+def _embedded_forward(x: Array, weights: EmbeddedWeights) -> tuple[Array]:
+    channels = weights.bias.size
+    (out,) = over_tokens(
+        _embedded_turn,
+        "product_normed",
+        [x],
+        [],
+        _given(weights, x.dtype),
+        [channels],
+        [],
+        flops=2 * x.size * channels,
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    return (out,)
+
+
+def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tuple[Any, ...]:
+    of_x, of_kernel, *of_vectors = over_tokens(
+        _embedded_turn_back,
+        "product_normed_backward",
+        [x, of_out],
+        [],
+        _given(weights, x.dtype),
+        [x.shape[-1]],
+        [weights.kernel.shape, *map(_row, weights[1:])],
+        flops=6 * x.size * weights.bias.size,
+        exponentials=0,
+        instead=INSTEAD,
+    )
+    return of_x, EmbeddedWeights(of_kernel.astype(weights.kernel.dtype), *(of[0] for of in of_vectors))
+
+
+def _embedded_turn(x: Any, kernel: Any, bias: Any, scale: Any, offset: Any, out: Any) -> None:
+    standard, _ = standardised(product(rows(x).astype(x.dtype), 1, kernel[...], 0) + bias[...], EPSILON)
+    out[...] = (standard * scale[...] + offset[...]).astype(out.dtype).reshape(out.shape)
+
+
+def _embedded_turn_back(x: Any, of_out: Any, kernel: Any, bias: Any, scale: Any, _: Any, *refs: Any) -> None:
+    of_x, of_kernel, of_bias, of_scale, of_offset = refs
+    given, coming = rows(x).astype(x.dtype), rows(of_out)
+    standard, deviation = standardised(product(given, 1, kernel[...], 0) + bias[...], EPSILON)
+    of_scale[...] += (coming * standard).sum(0, keepdims=True)
+    of_offset[...] += coming.sum(0, keepdims=True)
+    projected = of_standardised(coming * scale[...], standard, deviation)
+    of_bias[...] += projected.sum(0, keepdims=True)
+    projected = projected.astype(x.dtype)
+    of_kernel[...] += product(given, 0, projected, 0)
+    of_x[...] = product(projected, 1, kernel[...], 1).astype(of_x.dtype).reshape(of_x.shape)
 
 
 _mlp = differentiable(_mlp_forward, _mlp_backward, split="bbw", out="b")
 _normed = differentiable(_normed_forward, _normed_backward, split="bw", out="bb")
+_embedded = differentiable(_embedded_forward, _embedded_backward, split="bw", out="b")
 _added = differentiable(_added_forward, _added_backward, split="bbbw", out="b")

@@ -196,12 +196,16 @@ def of_rows(factor: Any, x: Any) -> Array:
     return jnp.broadcast_to(factor[...][None], (positions, images, 1)).reshape(-1, 1)
 
 
-def standardised(x: Any, epsilon: float) -> tuple[Array, Array, Array]:
-    """x of a turn as float32 rows, those less their mean over their deviation, and the deviation."""
-    rows = x[...].astype(jnp.float32).reshape(-1, x.shape[-1])
+def rows(x: Any) -> Array:
+    """A map of a turn as float32 rows, whose tiles have as many of them as there are images."""
+    return x[...].astype(jnp.float32).reshape(-1, x.shape[-1])
+
+
+def standardised(rows: Array, epsilon: float) -> tuple[Array, Array]:
+    """Rows less their mean over their deviation, and the deviation."""
     centred = rows - rows.mean(-1, keepdims=True)
     deviation = jnp.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-    return rows, centred / deviation, deviation
+    return centred / deviation, deviation
 
 
 def of_standardised(of_out: Array, out: Array, deviation: Array) -> Array:

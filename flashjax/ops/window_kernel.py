@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from flashjax.ops.paired_windows import LANES
 from flashjax.ops.platform import traced_for
-from flashjax.ops.tpu_kernel import IMAGES, axes, interpreted, laid_out, taken_out
+from flashjax.ops.tpu_kernel import IMAGES, axes, differentiable, interpreted, laid_out, taken_out
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -105,6 +105,50 @@ def attend(
         raise ValueError(f"the window kernel computes in float32 or bfloat16, not {qkv.dtype} and {offset.dtype}")
     bias = jnp.pad(bias, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
     return _attend(qkv, offset[None], bias, rectangle, width, scale)
+
+
+def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
+    """Rolls a map up and left by `shift`, down and right where it is negative: a turn moves a row of the map.
+
+    Raises:
+        NotImplementedError: on a GPU.
+    """
+    return _shifted(shift)(x)[0] if shift else x
+
+
+@functools.cache
+def _shifted(shift: int) -> Callable[..., tuple[Any, ...]]:
+    return differentiable(
+        functools.partial(_moved_by, shift), lambda _, coming: _moved_by(-shift, coming), split="b", out="b"
+    )
+
+
+def _moved_by(shift: int, x: Array) -> tuple[Array]:
+    moved = laid_out(x)
+    H, W, *tile = moved.shape
+
+    def turn(row: Any, out: Any) -> None:
+        first = shift % W
+        out[:, : W - first] = row[:, first:]
+        if first:
+            out[:, W - first :] = row[:, :first]
+
+    def of_row(ahead: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, W, *tile), lambda i: ((i + ahead) % H, 0, 0, 0))
+
+    kernel = pl.pallas_call(
+        turn,
+        grid=(H,),
+        in_specs=[of_row(shift % H)],
+        out_specs=of_row(0),
+        out_shape=jax.ShapeDtypeStruct(moved.shape, moved.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * moved.size * x.dtype.itemsize),
+        interpret=_interpreted(),
+        name="cyclic_shift",
+        metadata={"turns": str(H)},
+    )
+    return (taken_out(kernel(moved), x.shape[0]),)
 
 
 def _width(channels: int, heads: int) -> int:

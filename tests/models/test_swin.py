@@ -378,18 +378,17 @@ def test_which_stages_are_loops():
 
 def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
     config = SwinConfig(depths=(2, 2), num_heads=(2, 4), embed_dim=512)
-    assert config.branch_form(0) == "apart"
-    assert dataclasses.replace(config, branches="fused").branch_form(0) == "fused"
+    assert not config.fuses(512, 2048)
+    assert dataclasses.replace(config, branches="fused").fuses(512, 2048)
     tpu = jax.sharding.AbstractDevice("TPU v5 lite", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), abstract_device=tpu)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert config.branch_form(0) == "fused"
-        assert config.branch_form(1) == "apart"  # 1,024 channels
-        assert dataclasses.replace(config, drop_rate=0.1).branch_form(0) == "apart"
-        assert dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).branch_form(0) == "apart"
-        assert config.plain().branch_form(0) == "apart"
+        assert config.fuses(512, 2048) and not config.fuses(1024, 4096)
+        assert not dataclasses.replace(config, drop_rate=0.1).fuses(512, 2048)
+        assert not dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).fuses(512, 2048)
+        assert not config.plain().fuses(512, 2048)
         with nn.logical_axis_rules((("mlp", "tensor"),)):
-            assert config.branch_form(0) == "apart"
+            assert not config.fuses(512, 2048)
 
 
 def test_attention_follows_the_platform_that_is_traced_for():

@@ -25,25 +25,39 @@ def add(x, factor, mixed):
     return (x.astype(jnp.float32) + factor.astype(jnp.float32)[:, None, None, None] * mixed).astype(x.dtype)
 
 
-def mlp_by_layers(x, y, factor, mlp, normed, added):
+def mlp_by_layers(x, y, factor, mlp, normed, added, embedded):
     hidden = gelu(norm(x, mlp) @ mlp.kernel_in + mlp.bias_in)
     return add(x, factor, hidden @ mlp.kernel_out + mlp.bias_out)
 
 
-def normed_by_layers(x, y, factor, mlp, normed, added):
+def normed_by_layers(x, y, factor, mlp, normed, added, embedded):
     return x, (norm(x, normed) @ normed.kernel.astype(jnp.float32)).astype(x.dtype)
 
 
-def added_by_layers(x, y, factor, mlp, normed, added):
+def added_by_layers(x, y, factor, mlp, normed, added, embedded):
     return add(x, factor, y.astype(jnp.float32) @ added.kernel.astype(jnp.float32) + added.bias)
 
 
+def embedded_by_layers(x, y, factor, mlp, normed, added, embedded):
+    return norm(y.astype(jnp.float32) @ embedded.kernel.astype(jnp.float32) + embedded.bias, embedded).astype(y.dtype)
+
+
 LAYERS_AND_KERNELS = {
-    "mlp_branch": (mlp_by_layers, lambda x, y, factor, mlp, normed, added: branches.mlp_branch(x, factor, mlp)),
-    "normed_product": (normed_by_layers, lambda x, y, factor, mlp, normed, added: branches.normed_product(x, normed)),
+    "product_normed": (
+        embedded_by_layers,
+        lambda x, y, factor, mlp, normed, added, embedded: branches.product_normed(y, embedded),
+    ),
+    "mlp_branch": (
+        mlp_by_layers,
+        lambda x, y, factor, mlp, normed, added, embedded: branches.mlp_branch(x, factor, mlp),
+    ),
+    "normed_product": (
+        normed_by_layers,
+        lambda x, y, factor, mlp, normed, added, embedded: branches.normed_product(x, normed),
+    ),
     "added_product": (
         added_by_layers,
-        lambda x, y, factor, mlp, normed, added: branches.added_product(x, y, factor, added),
+        lambda x, y, factor, mlp, normed, added, embedded: branches.added_product(x, y, factor, added),
     ),
 }
 
@@ -60,9 +74,10 @@ def arguments(shape, dtype=jnp.float32):
         1 + 0.5 * noise(C), noise(C), noise(C, F) / C**0.5, noise(F), noise(F, C) / F**0.5, noise(C)
     )
     normed = branches.NormedWeights(1 + 0.5 * noise(C), noise(C), (noise(C, K) / C**0.5).astype(dtype))
+    embedded = branches.EmbeddedWeights((noise(K, C) / K**0.5).astype(dtype), noise(C), 1 + 0.5 * noise(C), noise(C))
     added = branches.AddedWeights((noise(K, C) / K**0.5).astype(dtype), noise(C))
     factor = jnp.where(jnp.arange(B) % 3 == 1, 0.0, 1.25).astype(dtype)
-    return (3 * noise(*shape) + 1).astype(dtype), noise(B, H, W, K).astype(dtype), factor, mlp, normed, added
+    return (3 * noise(*shape) + 1).astype(dtype), noise(B, H, W, K).astype(dtype), factor, mlp, normed, added, embedded
 
 
 def pulled_back(branch):
@@ -134,10 +149,10 @@ def test_each_device_of_a_mesh_computes_its_own_examples(axes, layers_and_kernel
 
 def test_what_kernels_cannot_do_is_refused(layers_and_kernel):
     _, kernel = layers_and_kernel
-    x, *others = arguments((1, 2, 2, 8))
+    x, y, *others = arguments((1, 2, 2, 8))
     with pytest.raises(ValueError, match="not float16"):
-        kernel(x.astype(jnp.float16), *others)
+        kernel(x.astype(jnp.float16), y.astype(jnp.float16), *others)
     gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)
     with jax.sharding.use_abstract_mesh(mesh), pytest.raises(NotImplementedError, match="branches='apart'"):
-        kernel(x, *others)
+        kernel(x, y, *others)

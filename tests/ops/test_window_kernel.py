@@ -108,6 +108,23 @@ def test_each_device_of_a_mesh_computes_its_own(axes, heads):
     assert_same(found, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2, -1])
+@pytest.mark.parametrize("batch", [3, 8])
+def test_a_shift_is_a_roll_and_its_gradient_the_roll_back(shift, batch):
+    x = jax.random.normal(jax.random.key(0), (batch, 3, 5, 2))
+    weight = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
+
+    def shifted(x):
+        return window_kernel.cyclic_shift(x, shift)
+
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    whole = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+    for function, given in ((shifted, x), (on_mesh(shifted, mesh), whole)):
+        np.testing.assert_array_equal(jax.jit(function)(given), win.cyclic_shift(x, shift))
+    of_x = jax.jit(jax.grad(lambda x: (shifted(x) * weight).sum()))(x)
+    np.testing.assert_array_equal(of_x, win.cyclic_shift(weight, -shift))
+
+
 def test_a_gpu_is_refused():
     gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)
