@@ -8,13 +8,25 @@ WHOLE = frozenset({"all-reduce", "collective-permute"})
 of the batch."""
 
 
-def _swin(topology: str, preset: str, *flags: str) -> Pod:
-    return Pod(LAUNCHER, ("--preset", preset, *flags), topology, WHOLE)
+SHARDED = frozenset({*WHOLE, "all-gather", "reduce-scatter"})
+"""Where they are sharded: parameters are gathered when they are needed."""
+
+
+def _swin(topology: str, preset: str, batch: int, fsdp: int = 1) -> Pod:
+    flags = ("--preset", preset, "--data.batch_size", str(batch))
+    if fsdp == 1:
+        return Pod(LAUNCHER, flags, topology, WHOLE)
+    return Pod(LAUNCHER, (*flags, "--mesh.data", "1", "--mesh.fsdp", str(fsdp)), topology, SHARDED)
 
 
 PODS = {
-    "tiny_1k v5e:4x4": _swin("v5e:4x4", "tiny_1k"),
-    "tiny_1k v5p:2x2x1": _swin("v5p:2x2x1", "tiny_1k", "--data.batch_size", "256"),
-    "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", "--data.batch_size", "256"),
-    "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", "--data.batch_size", "512"),
+    "tiny_1k v5e:4x4": _swin("v5e:4x4", "tiny_1k", 1024),
+    "tiny_1k v5p:4x4x4": _swin("v5p:4x4x4", "tiny_1k", 4096),
+    "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", 256),
+    "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", 512),
+    "base_1k v5p:4x4x4": _swin("v5p:4x4x4", "base_1k", 2048),
+    "base_1k v6e:2x2": _swin("v6e:2x2", "base_1k", 128),
+    "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", 512, fsdp=16),
+    "large_22k v5p:4x4x4": _swin("v5p:4x4x4", "large_22k", 2048, fsdp=64),
+    "large_22k v6e:2x2": _swin("v6e:2x2", "large_22k", 128, fsdp=4),
 }

@@ -108,7 +108,7 @@ def over_tokens(
     factors: Sequence[Float[Array, "B"]],
     whole: Sequence[Array],
     out: Sequence[int],
-    sums: Sequence[tuple[int, int]],
+    sums: Sequence[tuple[int, ...]],
     flops: int,
     exponentials: int,
     instead: str,
@@ -119,7 +119,7 @@ def over_tokens(
         turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C], factors
             [images, 1] float32, vectors of `whole` [1, n], results.
         out: channels of each map among the results; dtype and tokens are those of the first map.
-        sums: shapes of float32 sums over all turns, which a turn adds to.
+        sums: shapes [m, n] of float32 sums over all turns, which a turn adds to.
         flops, exponentials: of all of it, for the compiler's schedule around it.
         instead: what to choose on a GPU.
 

@@ -154,7 +154,7 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology, in_it: Mapping[kern
         sorted(topology.options.items()),
         len(topology.devices),
         compilers(),
-        os.environ.get("LIBTPU_INIT_ARGS"),
-        os.environ.get("XLA_FLAGS"),
+        os.environ.get("LIBTPU_INIT_ARGS") or None,  # empty is as good as absent
+        os.environ.get("XLA_FLAGS") or None,
     ]
     return hashlib.sha256(f"{places}\n{names}\n{text}".encode()).hexdigest()[:32]

@@ -341,7 +341,8 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
     """What the compiler has no estimate for, by target: kernels of Pallas and of the compiler itself."""
     together: dict[tuple[str, str, str], list[cycles.Cost]] = defaultdict(list)
     for cost in costs:
-        if cost.kind == "custom call" and cost.cycles is None and cost.traffic > 1024:
+        # One whose arrays are all in the chip's own memory has no traffic, and takes its time all the same.
+        if cost.kind == "custom call" and cost.cycles is None and max(cost.traffic, cost.bytes) > 1024:
             together[cost.target, cost.place.module, cost.shape].append(cost)
     found = []
     for (target, module, shape), members in together.items():

@@ -99,7 +99,7 @@ def test_kernels_are_compiled_apart_and_found_again_from_other_lines(tmp_path, m
     assert kernel.operands == kernel.results == (((16, 128), "bfloat16"),)
     first = compiled.compile_for(program, machine)
     (instruction,) = (i for c in first.module.computations.values() for i in c if i.name in first.bundles)
-    assert 0 < kernels.cycles(instruction, first.bundles) < 1000
+    assert 0 < (kernels.cycles(instruction, first.bundles) or 0) < 1000
     elsewhere = lowered(doubled_on_another_line, place)
     (moved,) = kernels.in_program(elsewhere)
     assert moved.code != kernel.code  # its lines

@@ -62,6 +62,14 @@ def test_a_gpu_has_floors_and_no_cycles():
     assert (found["cycles"], found["step_seconds"], found["mfu"]) == (None, None, None)
 
 
+def test_a_kernel_takes_its_time_where_nothing_of_it_is_in_main_memory_too():
+    chip = CHIPS["TPU v5 lite"]
+    kernel = cost(kind="custom call", target="tpu_custom_call", bytes=2**20, scheduled=3_000_000, executions=2)
+    found = plans._custom_calls([dataclasses.replace(kernel, traffic=0), cost(kind="custom call")], chip)
+    assert [(call["scheduled_cycles"], call["floor_seconds"]) for call in found] == [(6_000_000, 0)]
+    assert found[0]["seconds"] == pytest.approx(6e6 / chip.clock)
+
+
 def cost(**changes):
     from flashjax.planning.cycles import Cost
     from flashjax.planning.modules import Place
