@@ -153,7 +153,7 @@ def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
 def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     scale, offset, kernel_in, bias_in, kernel_out, _, of_x, *sums = refs
     of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = sums
-    standard, deviation = standardised(rows(x), EPSILON)
+    standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
     hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
     share, density = _normal(hidden, rough=x.dtype == jnp.bfloat16)
@@ -171,7 +171,7 @@ def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     of_normed = product(of_hidden, 1, kernel_in[...], 1)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
-    came = of_standardised(of_normed * scale[...], standard, deviation)
+    came = of_standardised(of_normed * scale[...], standard, inverse)
     of_x[...] = (coming + came).astype(of_x.dtype).reshape(of_x.shape)
 
 
@@ -220,7 +220,7 @@ def _normed_backward(x: Array, weights: NormedWeights, of_x: Array, of_out: Arra
         exponentials=0,
         instead=INSTEAD,
     )
-    return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel.astype(weights.kernel.dtype))
+    return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel)
 
 
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
@@ -230,14 +230,14 @@ def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None
 
 def _normed_turn_back(x: Any, coming: Any, of_out: Any, *refs: Any) -> None:
     scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
-    standard, deviation = standardised(rows(x), EPSILON)
+    standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
     projected = rows(of_out).astype(x.dtype)
     of_kernel[...] += product(normed, 0, projected, 0)
     of_normed = product(projected, 1, kernel[...], 1)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
-    came = of_standardised(of_normed * scale[...], standard, deviation)
+    came = of_standardised(of_normed * scale[...], standard, inverse)
     of_x[...] = (rows(coming) + came).astype(of_x.dtype).reshape(of_x.shape)
 
 
@@ -270,7 +270,7 @@ def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of
         exponentials=0,
         instead=INSTEAD,
     )
-    of_weights = AddedWeights(of_kernel.astype(weights.kernel.dtype), of_bias[0])
+    of_weights = AddedWeights(of_kernel, of_bias[0])
     return of_out, of_y, jnp.zeros_like(factor), of_weights
 
 
@@ -318,7 +318,7 @@ def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tup
         exponentials=0,
         instead=INSTEAD,
     )
-    return of_x, EmbeddedWeights(of_kernel.astype(weights.kernel.dtype), *(of[0] for of in of_vectors))
+    return of_x, EmbeddedWeights(of_kernel, *(of[0] for of in of_vectors))
 
 
 def _embedded_turn(x: Any, kernel: Any, bias: Any, scale: Any, offset: Any, out: Any) -> None:
@@ -329,10 +329,10 @@ def _embedded_turn(x: Any, kernel: Any, bias: Any, scale: Any, offset: Any, out:
 def _embedded_turn_back(x: Any, of_out: Any, kernel: Any, bias: Any, scale: Any, _: Any, *refs: Any) -> None:
     of_x, of_kernel, of_bias, of_scale, of_offset = refs
     given, coming = rows(x).astype(x.dtype), rows(of_out)
-    standard, deviation = standardised(product(given, 1, kernel[...], 0) + bias[...], EPSILON)
+    standard, inverse = standardised(product(given, 1, kernel[...], 0) + bias[...], EPSILON)
     of_scale[...] += (coming * standard).sum(0, keepdims=True)
     of_offset[...] += coming.sum(0, keepdims=True)
-    projected = of_standardised(coming * scale[...], standard, deviation)
+    projected = of_standardised(coming * scale[...], standard, inverse)
     of_bias[...] += projected.sum(0, keepdims=True)
     projected = projected.astype(x.dtype)
     of_kernel[...] += product(given, 0, projected, 0)

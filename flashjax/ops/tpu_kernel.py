@@ -57,14 +57,20 @@ def axes(name: str, size: int, mesh: Any) -> tuple[str, ...]:
 
 
 def differentiable(
-    forward: Callable[..., tuple[Any, ...]], backward: Callable[..., tuple[Any, ...]], split: str, out: str
+    forward: Callable[..., tuple[Any, ...]],
+    backward: Callable[..., tuple[Any, ...]],
+    split: str,
+    out: str,
+    tiles: int = 1,
 ) -> Callable[..., tuple[Any, ...]]:
-    """`forward(*arrays)` whose gradients are `backward(*arrays, *coming)`, on a mesh of each device's own examples: the
-    compiler cannot split a kernel by itself. Each is traced once for all calls that are alike.
+    """`forward(*arrays)` whose gradients are `backward(*arrays, *coming)`, cast to the dtypes of the arrays; on a mesh
+    of each device's own examples, as the compiler cannot split a kernel by itself. Each is traced once for calls alike.
 
     Args:
-        split, out: a letter for each argument and result: b where its first dim is the batch, w where it is whole on
-            each device, and its gradient summed over all.
+        split, out: a letter for each argument and result. b: its first dim is the batch; m: a map [B, H, W, C] whose
+            channels are `tiles` of heads; h: the second dim is heads; w: whole on each device. Gradients of h and w are
+            summed over examples.
+        tiles: what the mesh axes of heads are to divide, or else each device computes all.
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -75,14 +81,16 @@ def differentiable(
             return forward(*arrays)
         found = backward(*arrays)
         letters = zip(found, split, strict=True)
-        return tuple(jax.lax.psum(g, summed) if letter == "w" and summed else g for g, letter in letters)
+        found = tuple(jax.lax.psum(g, summed) if letter in "hw" and summed else g for g, letter in letters)
+        return jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), found, arrays[: len(split)])
 
     def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return own(traced_for(), () if back else None, *arrays)
-        examples = axes("batch", arrays[0].shape[0], mesh)
-        specs = {"b": PartitionSpec(examples), "w": PartitionSpec()}
+        examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
+        specs = {"b": PartitionSpec(examples), "m": PartitionSpec(examples, None, None, heads)}
+        specs |= {"h": PartitionSpec(None, heads), "w": PartitionSpec()}
         in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (split, out))
         function = functools.partial(own, traced_for(), examples if back else None)
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
@@ -202,13 +210,13 @@ def rows(x: Any) -> Array:
 
 
 def standardised(rows: Array, epsilon: float) -> tuple[Array, Array]:
-    """Rows less their mean over their deviation, and the deviation."""
+    """Rows less their mean over their deviation, and one over the deviation."""
     centred = rows - rows.mean(-1, keepdims=True)
-    deviation = jnp.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
-    return centred / deviation, deviation
+    inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    return centred * inverse, inverse
 
 
-def of_standardised(of_out: Array, out: Array, deviation: Array) -> Array:
+def of_standardised(of_out: Array, out: Array, inverse: Array) -> Array:
     """What comes back to the rows from that which comes back to them standardised."""
     along = of_out - of_out.mean(-1, keepdims=True) - out * (of_out * out).mean(-1, keepdims=True)
-    return along / deviation
+    return along * inverse

@@ -22,12 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flashjax.ops.paired_windows import LANES
-from flashjax.ops.platform import traced_for
-from flashjax.ops.tpu_kernel import IMAGES, axes, differentiable, interpreted, laid_out, taken_out
+from flashjax.ops.tpu_kernel import IMAGES, differentiable, interpreted, laid_out, taken_out
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -104,7 +102,7 @@ def attend(
     if qkv.dtype not in (jnp.float32, jnp.bfloat16) or offset.dtype != qkv.dtype:
         raise ValueError(f"the window kernel computes in float32 or bfloat16, not {qkv.dtype} and {offset.dtype}")
     bias = jnp.pad(bias, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
-    return _attend(qkv, offset[None], bias, rectangle, width, scale)
+    return _attention(rectangle, width, scale, tiles)(qkv, offset[None], bias)[0]
 
 
 def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
@@ -170,43 +168,24 @@ def _fill(x: Array, channels: int) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels - x.shape[-1])])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _attend(qkv: Array, offset: Array, bias: Array, *settings: Any) -> Array:
-    return _on_mesh(functools.partial(_forward, traced_for(), *settings), (qkv, offset, bias), *FORWARD)[0]
+@functools.cache
+def _attention(rectangle: Size, width: int, scale: float, tiles: int) -> Callable[..., tuple[Any, ...]]:
+    settings = rectangle, width, scale
+    return differentiable(
+        functools.partial(_forward, *settings), functools.partial(_backward, *settings), "mhh", "m", tiles
+    )
 
 
-def _keep_inputs(qkv: Array, offset: Array, bias: Array, *settings: Any) -> tuple[Array, tuple[Array, ...]]:
-    return _attend(qkv, offset, bias, *settings), (qkv, offset, bias)
-
-
-def _pull_back(rectangle: Size, width: int, scale: float, kept: tuple[Array, ...], of_out: Array) -> tuple[Array, ...]:
-    backward = functools.partial(_backward, traced_for(), rectangle, width, scale)
-    return _on_mesh(backward, (*kept, of_out), *BACKWARD)
-
-
-_attend.defvjp(_keep_inputs, _pull_back)
-
-
-# A kernel takes half a second to trace: once for all blocks that are alike.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _forward(platform: str, rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
-    """`platform`, what it is `traced_for`, keeps traces apart."""
-    del platform
+def _forward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
     return _call(functools.partial(_forward_turn, width, scale), rectangle, width, arrays, *FORWARD)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="summed")
-def _backward(
-    platform: str, rectangle: Size, width: int, scale: float, *arrays: Array, summed: tuple[str, ...] = ()
-) -> tuple[Array, ...]:
-    del platform
+def _backward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
     turn = functools.partial(_backward_turn, width, scale)
     of_qkv, of_offset, of_bias = _call(turn, rectangle, width, arrays, *BACKWARD)
     if arrays[2].shape[0] == 1:
         of_bias = of_bias.sum(0, keepdims=True)
-    sums = of_offset.sum(0), of_bias
-    of_offset, of_bias = jax.lax.psum(sums, summed) if summed else sums
-    return of_qkv, of_offset.astype(arrays[1].dtype), of_bias
+    return of_qkv, of_offset.sum(0), of_bias
 
 
 def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
@@ -393,18 +372,3 @@ def _call(
 
 def _interpreted() -> bool:
     return interpreted("attention='windows' or 'paired'")
-
-
-def _on_mesh(function: Any, arrays: tuple[Array, ...], inputs: str, outputs: str) -> tuple[Array, ...]:
-    """`function` of each device's own examples and heads: the compiler cannot split a kernel by itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return function(*arrays)
-    tiles = arrays[0].shape[-1] // WIDE["t"]
-    examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
-    of_map, of_table = PartitionSpec(examples, None, None, heads), PartitionSpec(None, heads)
-    specs = {"t": of_map, "x": of_map, "o": of_table, "b": of_table}
-    if "b" in outputs:
-        function = functools.partial(function, summed=examples)
-    in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (inputs, outputs))
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
