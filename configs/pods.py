@@ -8,15 +8,8 @@ WHOLE = frozenset({"all-reduce", "collective-permute"})
 of the batch."""
 
 
-SHARDED = frozenset({*WHOLE, "all-gather", "reduce-scatter"})
-"""Where they are sharded: parameters are gathered when they are needed."""
-
-
-def _swin(topology: str, preset: str, batch: int, fsdp: int = 1) -> Pod:
-    flags = ("--preset", preset, "--data.batch_size", str(batch))
-    if fsdp == 1:
-        return Pod(LAUNCHER, flags, topology, WHOLE)
-    return Pod(LAUNCHER, (*flags, "--mesh.data", "1", "--mesh.fsdp", str(fsdp)), topology, SHARDED)
+def _swin(topology: str, preset: str, batch: int) -> Pod:
+    return Pod(LAUNCHER, ("--preset", preset, "--data.batch_size", str(batch)), topology, WHOLE)
 
 
 PODS = {
@@ -26,7 +19,4 @@ PODS = {
     "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", 512),
     "base_1k v5p:4x4x4": _swin("v5p:4x4x4", "base_1k", 2048),
     "base_1k v6e:2x2": _swin("v6e:2x2", "base_1k", 128),
-    "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", 512, fsdp=16),
-    "large_22k v5p:4x4x4": _swin("v5p:4x4x4", "large_22k", 2048, fsdp=64),
-    "large_22k v6e:2x2": _swin("v6e:2x2", "large_22k", 128, fsdp=4),
 }

@@ -37,6 +37,13 @@ WINDOWS, RECTANGLES = ("batch", "window", "token", "embed"), ("batch", "window",
 """Names of the dims of a map that is cut into them."""
 
 
+def _fused(module: Any, channels: int, features: int) -> bool:
+    """Whether a branch of a module is `fused` (`SwinConfig.fuses`); what is watched is not there in a kernel."""
+    fused = module.config.fuses(channels, features) and not is_watched(module)
+    chosen("branches", "fused" if fused else "apart")
+    return fused
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: a strided convolution, written as the one matrix product that it is."""
 
@@ -51,8 +58,10 @@ class PatchEmbed(nn.Module):
         patches = pixels.reshape(B, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(B, height // p, width // p, p * p * c)
         kernel, bias = PatchProjection(cfg, name="proj")(p * p * c)
-        if cfg.patch_norm and cfg.fuses(p * p * c, cfg.embed_dim) and not is_watched(self):
-            weights = branch_kernels.EmbeddedWeights(kernel, bias, *NormWeights(name="norm")(cfg.embed_dim))
+        if cfg.patch_norm and _fused(self, p * p * c, cfg.embed_dim):
+            weights = branch_kernels.EmbeddedWeights(
+                kernel.astype(cfg.dtype), bias, *NormWeights(name="norm")(cfg.embed_dim)
+            )
             return keep(branch_kernels.product_normed(patches, weights))
         x = patches @ kernel.astype(cfg.dtype) + bias.astype(cfg.dtype)
         return LayerNorm(dtype=cfg.dtype, name="norm")(x) if cfg.patch_norm else x
@@ -89,8 +98,7 @@ class SwinBlock(nn.Module):
         """`drawn`: what stochastic depth multiplies the two branches by, where it is not to be drawn here."""
         cfg, C = self.config, x.shape[-1]
         hidden = int(cfg.mlp_ratio * C)
-        form = "fused" if cfg.fuses(C, hidden) and not is_watched(self) else "apart"
-        chosen("branches", form)
+        fused = _fused(self, C, hidden)
         # Version 2 starts with both branches at zero.
         norm = functools.partial(
             LayerNorm, dtype=cfg.dtype, scale_init=nn.initializers.ones if cfg.version == 1 else nn.initializers.zeros
@@ -105,13 +113,13 @@ class SwinBlock(nn.Module):
                 return next(factors).reshape(-1)
             return drop_path.factor(len(x), 1, x.dtype) if train else jnp.ones(len(x), x.dtype)
 
-        if form == "fused" and self.attention == "kernel" and not any(side % self.cut(x)[0] for side in x.shape[1:3]):
+        if fused and self.attention == "kernel" and not any(side % self.cut(x)[0] for side in x.shape[1:3]):
             x = self.attend(x, train, Branch(NormWeights(name="norm1")(C), factor()))
         elif cfg.version == 1:
             x = x + kept(self.attend(norm(name="norm1")(x), train))
         else:
             x = x + kept(norm(name="norm1")(self.attend(x, train)))
-        if form == "fused":
+        if fused:
             weights = (*NormWeights(name="norm2")(C), *MlpWeights(cfg, hidden, name="mlp")(C))
             x = keep(branch_kernels.mlp_branch(x, factor(), branch_kernels.MlpWeights(*weights)))
         else:
@@ -169,8 +177,10 @@ class MlpWeights(nn.Module):
     @nn.compact
     def __call__(self, inputs: int) -> tuple[Array, ...]:
         """Kernel and bias of the first layer, and of the second."""
-        first = Kernel(self.config, self.hidden, name="fc1")(inputs)
-        return *first, *Kernel(self.config, inputs, name="fc2")(self.hidden)
+        dtype = self.config.dtype
+        kernel_in, bias_in = Kernel(self.config, self.hidden, name="fc1")(inputs)
+        kernel_out, bias_out = Kernel(self.config, inputs, name="fc2")(self.hidden)
+        return kernel_in.astype(dtype), bias_in, kernel_out.astype(dtype), bias_out
 
 
 class PatchMerging(nn.Module):
@@ -185,10 +195,10 @@ class PatchMerging(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w two_C"]:
         cfg, C = self.config, x.shape[-1]
         x = win.merge_neighbours(win.pad_to_multiple(x, 2))
-        if cfg.fuses(4 * C, 2 * C) and not is_watched(self):
+        if _fused(self, 4 * C, 2 * C):
             kernel, _ = Kernel(cfg, 2 * C, use_bias=False, name="reduction")(4 * C)
             weights = branch_kernels.NormedWeights(*NormWeights(name="norm")(4 * C), kernel.astype(cfg.dtype))
-            return keep(branch_kernels.normed_product(x, weights)[1])
+            return keep(branch_kernels.normed_product_alone(x, weights))
         norm, reduction = LayerNorm(dtype=cfg.dtype, name="norm"), dense(cfg, 2 * C, "reduction", use_bias=False)
         return reduction(norm(x)) if cfg.version == 1 else norm(reduction(x))
 

@@ -8,10 +8,9 @@ import numpy as np
 
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
-from flashjax.ops.branch_kernels import LARGEST
-from flashjax.ops.paired_windows import LANES
+from flashjax.ops.branch_kernels import LARGEST, LARGEST_OF_OLDER, OLDER
 from flashjax.ops.platform import traced_for
-from flashjax.ops.tpu_kernel import axes
+from flashjax.ops.tpu_kernel import LANES, axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,11 @@ class SwinConfig:
     (`flashjax.ops.window_kernel`). auto: the kernel where the step is for TPUs, attn_drop_rate is 0, windows have
     at most 128 tokens and channels of a head divide 128; windows elsewhere."""
     branches: Literal["auto", "apart", "fused"] = "auto"
-    """How what is around attention in a block, its MLP, and the merging of patches are computed; the function is the
-    same. apart: norms, layers, stochastic depth and sums, each by itself. fused: by a few Pallas kernels for TPUs
-    (`flashjax.ops.branch_kernels`), where the layer behind a norm has at most 2^20 numbers; around attention where that
-    is the kernel and windows divide the map. auto: fused where the step is for TPUs, version is 1, drop_rate is 0 and
-    the mesh does not split hidden units; apart elsewhere."""
+    """How what is around attention in a block, its MLP, and the merging and embedding of patches are computed; the
+    function is the same. apart: norms, layers, stochastic depth and sums, each by itself. fused: by a few Pallas
+    kernels for TPUs (`flashjax.ops.branch_kernels`), where the layer beside a norm has at most 2^20 numbers (2^18 up to
+    v4); around attention where that is the kernel and windows divide the map. auto: fused where the step is for TPUs,
+    version is 1, drop_rate is 0 and the mesh does not split hidden units; apart elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -164,12 +163,21 @@ class SwinConfig:
         return "kernel" if traced_for() == "tpu" and fits and not self.attn_drop_rate else "windows"
 
     def fuses(self, channels: int, features: int) -> bool:
-        """Whether a branch whose norm is of so many channels and whose first layer gives so many features is `fused`,
-        on the platform and the mesh that are traced for."""
+        """Whether a branch with a norm of so many channels and a layer of so many features beside it is `fused`, on the
+        platform and the mesh that are traced for.
+
+        Raises ValueError where branches='fused' and the mesh splits hidden units.
+        """
         mesh = jax.sharding.get_abstract_mesh()
         split = not mesh.empty and axes("mlp", features, mesh)
+        if split and self.branches == "fused":
+            raise ValueError(
+                f"branches='fused' computes whole layers, and the mesh splits them over {split}: use 'apart'"
+            )
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
-        return channels * features <= LARGEST and (takes if self.branches == "auto" else self.branches == "fused")
+        kind = "" if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.device_kind
+        largest = LARGEST_OF_OLDER if kind.startswith(OLDER) else LARGEST
+        return channels * features <= largest and (takes if self.branches == "auto" else self.branches == "fused")
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""

@@ -1,4 +1,5 @@
-"""What is around attention in a block, and its MLP, as Pallas kernels for TPUs: a pass over the map each.
+"""What is around attention in a block, its MLP, and what merges and embeds patches, as Pallas kernels for TPUs: a pass
+over the map each.
 
 The compiler alone makes a pass for each sum of a norm, and writes maps of 4C hidden units, which here live and die in
 the chip's own memory. Backward passes keep what came in alone, and sum the gradients of the weights in place.
@@ -22,8 +23,10 @@ from jaxtyping import Array, Float
 from flashjax.ops.tpu_kernel import differentiable, of_rows, of_standardised, over_tokens, product, rows, standardised
 
 LARGEST = 2**20
-"""Numbers of the layer behind a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
+"""Numbers of a layer beside a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
 compile here."""
+OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
+"""Chips with 16 MiB of their own memory in place of 64 or 128."""
 EPSILON = 1e-5
 INSTEAD = "branches='apart'"
 
@@ -72,8 +75,13 @@ def normed_product(
     x: Float[Array, "B H W C"], weights: NormedWeights
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W K"]]:
     """x itself, and norm(x) kernel. What comes back to both is added in the kernel: x should go on from here."""
-    same, out = _normed(_computable(x), weights)
+    same, out = _normed_beside(_computable(x), weights)
     return same, out
+
+
+def normed_product_alone(x: Float[Array, "B H W C"], weights: NormedWeights) -> Float[Array, "B H W K"]:
+    """norm(x) kernel."""
+    return _normed_alone(_computable(x), weights)[0]
 
 
 def added_product(
@@ -191,7 +199,7 @@ def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
     return jnp.where(x < 0, tail, 1 - tail), bell * (1 / math.sqrt(2 * math.pi))
 
 
-def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array, Array]:
+def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
     (out,) = over_tokens(
         _normed_turn,
         "normed_product",
@@ -204,14 +212,15 @@ def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array, Array]:
         exponentials=0,
         instead=INSTEAD,
     )
-    return x, out
+    return (out,)
 
 
-def _normed_backward(x: Array, weights: NormedWeights, of_x: Array, of_out: Array) -> tuple[Any, ...]:
+def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[Any, ...]:
+    """`coming` is what comes back to the result, and before it to x where that goes on."""
     of_x, of_scale, of_offset, of_kernel = over_tokens(
         _normed_turn_back,
         "normed_product_backward",
-        [x, of_x, of_out],
+        [x, *coming],
         [],
         _given(weights, x.dtype),
         [x.shape[-1]],
@@ -228,8 +237,8 @@ def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None
     out[...] = product(normed, 1, kernel[...], 0).astype(out.dtype).reshape(out.shape)
 
 
-def _normed_turn_back(x: Any, coming: Any, of_out: Any, *refs: Any) -> None:
-    scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
+def _normed_turn_back(x: Any, *refs: Any) -> None:
+    *coming, of_out, scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
     standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
     projected = rows(of_out).astype(x.dtype)
@@ -238,7 +247,8 @@ def _normed_turn_back(x: Any, coming: Any, of_out: Any, *refs: Any) -> None:
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
     came = of_standardised(of_normed * scale[...], standard, inverse)
-    of_x[...] = (rows(coming) + came).astype(of_x.dtype).reshape(of_x.shape)
+    came = came + rows(coming[0]) if coming else came
+    of_x[...] = came.astype(of_x.dtype).reshape(of_x.shape)
 
 
 def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> tuple[Array]:
@@ -340,6 +350,7 @@ def _embedded_turn_back(x: Any, of_out: Any, kernel: Any, bias: Any, scale: Any,
 
 
 _mlp = differentiable(_mlp_forward, _mlp_backward, split="bbw", out="b")
-_normed = differentiable(_normed_forward, _normed_backward, split="bw", out="bb")
+_normed_alone = differentiable(_normed_forward, _normed_backward, split="bw", out="b")
+_normed_beside = differentiable(lambda x, w: (x, *_normed_forward(x, w)), _normed_backward, split="bw", out="bb")
 _embedded = differentiable(_embedded_forward, _embedded_backward, split="bw", out="b")
 _added = differentiable(_added_forward, _added_backward, split="bbbw", out="b")

@@ -16,10 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flashjax.ops.loop import keep
-from flashjax.ops.windows import cyclic_shift_by_sums
+from flashjax.ops.tpu_kernel import LANES
+from flashjax.ops.windows import rolled_by_sums
 
-LANES = 128
-"""Of a tile of a TPU's registers."""
 APART = -1e30
 """The logit of two tokens of different windows: its exponential is 0."""
 
@@ -54,7 +53,7 @@ def partition(x: Float[Array, "B H W C"], window: int, count: int, shift: int) -
     each number, hands the tokens to the lanes in whatever order the map lies.
     """
     B, H, W, C = x.shape
-    strips = cyclic_shift_by_sums(x, shift, 0).reshape(B, H // window, window, W, C)
+    strips = rolled_by_sums(x, shift).reshape(B, H // window, window, W, C)
     cut = _select("BriWC,iWjn->BrjCn", strips, _selection(W, window, count, shift))
     return cut.reshape(B, -1, C, count * window**2)
 
@@ -66,7 +65,7 @@ def reverse(
     (H, W), (B, _, C, N) = size, rectangles.shape
     cut = rectangles.reshape(B, H // window, W // (count * window), C, N)
     strips = _select("BrjCn,iWjn->BriWC", cut, _selection(W, window, count, shift))
-    return cyclic_shift_by_sums(strips.reshape(B, H, W, C), -shift, 0)
+    return rolled_by_sums(strips.reshape(B, H, W, C), -shift)
 
 
 @lru_cache(maxsize=64)

@@ -19,10 +19,12 @@ from jaxtyping import Array, Float
 
 from flashjax.ops.platform import traced_for
 
+LANES = 128
+"""Of a tile of a TPU's registers."""
 IMAGES = 8
 """Rows of a tile: a batch is filled up to a multiple of it."""
-TURN = 98_304
-"""Numbers of a map that a turn of `over_tokens` takes, at most."""
+TURN = 2**17
+"""Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
 
@@ -136,8 +138,10 @@ def over_tokens(
     """
     B, H, W, C = maps[0].shape
     batch, dtype = B + -B % IMAGES, maps[0].dtype
-    images = _largest(batch, TURN // C, IMAGES)
-    positions = _largest(H * W, TURN // C // images)
+    widest = max(*(x.shape[-1] for x in maps), *out)
+    tokens = min(TURN // in_lanes(C), 2 * TURN // in_lanes(widest))
+    images = largest(batch, tokens, IMAGES)
+    positions = largest(H * W, tokens // images)
     turns = H * W // positions
     cores = 2 if turns % 2 == 0 else 1  # of a chip: each has sums of its own
     grid = (cores, turns // cores, batch // images)
@@ -159,9 +163,9 @@ def over_tokens(
 
         turn(*refs)
 
-    rows = [w[None] if w.ndim == 1 else w for w in whole]
+    constants = [w[None] if w.ndim == 1 else w for w in whole]
     given = [laid_out(x).reshape(H * W, batch, -1) for x in maps]
-    given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + rows
+    given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + constants
     in_specs = [a_map(x.shape[-1]) for x in maps]
     in_specs += [pl.BlockSpec((images, 1), lambda core, i, j: (j, 0)) for _ in factors]
     shapes = [jax.ShapeDtypeStruct((H * W, batch, channels), dtype) for channels in out]
@@ -169,7 +173,7 @@ def over_tokens(
     found = pl.pallas_call(
         from_zero,
         grid=grid,
-        in_specs=in_specs + [constant(*w.shape) for w in rows],
+        in_specs=in_specs + [constant(*w.shape) for w in constants],
         out_specs=[*(a_map(channels) for channels in out), *(summed(*shape) for shape in sums)],
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(
@@ -182,13 +186,23 @@ def over_tokens(
         ),
         interpret=interpreted(instead),
         name=name,
-        metadata={"turns": str(math.prod(grid))},
+        metadata=of_turns(grid, cores),
     )(*given)
     results = [taken_out(x.reshape(H, W, batch, -1), B) for x in found[: len(out)]]
     return results + [x.sum(0) for x in found[len(out) :]]
 
 
-def _largest(count: int, limit: int, multiple: int = 1) -> int:
+def of_turns(grid: Sequence[int], parallel: int) -> dict[str, str]:
+    """What a kernel says of itself (`metadata`) for `flashjax.planning.kernels`: turns, and parts for a chip's cores."""
+    return {"turns": str(math.prod(grid)), "parallel": str(parallel)}
+
+
+def in_lanes(channels: int) -> int:
+    """With those that fill up the lanes of a tile."""
+    return channels + -channels % LANES
+
+
+def largest(count: int, limit: int, multiple: int = 1) -> int:
     """The largest divisor of `count` that is a multiple of another and at most `limit`, or else that other."""
     return max((n for n in range(multiple, min(count, limit) + 1, multiple) if count % n == 0), default=multiple)
 

@@ -24,8 +24,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from flashjax.ops.paired_windows import LANES
-from flashjax.ops.tpu_kernel import IMAGES, differentiable, interpreted, laid_out, taken_out
+from flashjax.ops.tpu_kernel import (
+    IMAGES,
+    LANES,
+    TURN,
+    differentiable,
+    in_lanes,
+    interpreted,
+    laid_out,
+    largest,
+    of_turns,
+    product,
+    taken_out,
+)
 
 Size = tuple[int, int]
 """Rows and columns."""
@@ -123,7 +134,8 @@ def _shifted(shift: int) -> Callable[..., tuple[Any, ...]]:
 
 def _moved_by(shift: int, x: Array) -> tuple[Array]:
     moved = laid_out(x)
-    H, W, *tile = moved.shape
+    H, W, batch, C = moved.shape
+    images = largest(batch, TURN * 4 // (W * in_lanes(C)), IMAGES)
 
     def turn(row: Any, out: Any) -> None:
         first = shift % W
@@ -132,19 +144,19 @@ def _moved_by(shift: int, x: Array) -> tuple[Array]:
             out[:, W - first :] = row[:, :first]
 
     def of_row(ahead: int) -> pl.BlockSpec:
-        return pl.BlockSpec((1, W, *tile), lambda i: ((i + ahead) % H, 0, 0, 0))
+        return pl.BlockSpec((1, W, images, C), lambda i, j: ((i + ahead) % H, 0, j, 0))
 
     kernel = pl.pallas_call(
         turn,
-        grid=(H,),
+        grid=(H, batch // images),
         in_specs=[of_row(shift % H)],
         out_specs=of_row(0),
         out_shape=jax.ShapeDtypeStruct(moved.shape, moved.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost_estimate=pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=2 * moved.size * x.dtype.itemsize),
         interpret=_interpreted(),
         name="cyclic_shift",
-        metadata={"turns": str(H)},
+        metadata=of_turns((H, batch // images), H),
     )
     return (taken_out(kernel(moved), x.shape[0]),)
 
@@ -195,7 +207,7 @@ def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any,
         for head in range(bias.shape[0]):
             own = functools.partial(_own, head, width)
             weights = _weights(queries, own(keys), bias[head]).astype(v.dtype)
-            mixed += _product(weights, 0, own(values), 0)  # 0 in the lanes of other heads
+            mixed += product(weights, 0, own(values), 0)  # 0 in the lanes of other heads
         return (mixed,)
 
     _for_each_image(attended, (q, k, v), (out,))
@@ -216,13 +228,13 @@ def _backward_turn(width: int, scale: float, *refs: Any) -> None:
         for head in range(bias.shape[0]):
             own = functools.partial(_own, head, width)
             weights = _weights(queries, own(keys), bias[head])
-            of_weights = _product(own(values), 1, of_mixed, 1)
+            of_weights = product(own(values), 1, of_mixed, 1)
             of_logits = weights * (of_weights - (weights * of_weights).sum(0, keepdims=True))
             of_bias[head] += of_logits
             of_logits = of_logits.astype(q.dtype)
-            of_queries += _product(of_logits, 0, own(keys), 0)
-            of_keys += own(_product(of_logits, 1, queries, 0))
-            of_values += own(_product(weights.astype(v.dtype), 1, of_mixed, 0))
+            of_queries += product(of_logits, 0, own(keys), 0)
+            of_keys += own(product(of_logits, 1, queries, 0))
+            of_values += own(product(weights.astype(v.dtype), 1, of_mixed, 0))
         found = of_queries * scale, of_keys, of_values
         for lanes, part in zip(_PARTS, found, strict=True):
             of_offset[:, lanes] += part.sum(0, keepdims=True)
@@ -241,14 +253,9 @@ def _moved(loaded: Sequence[Array], offset: Any, scale: float) -> list[Array]:
 
 def _weights(queries: Array, keys: Array, bias: Array) -> Array:
     """Softmax over keys, keys by queries."""
-    logits = _product(keys, 1, queries, 1) + bias
+    logits = product(keys, 1, queries, 1) + bias
     weights = jnp.exp(logits - logits.max(0, keepdims=True))
     return weights * (1 / weights.sum(0, keepdims=True))
-
-
-def _product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:
-    """Float32 product of two matrices over one dim of each."""
-    return jax.lax.dot_general(a, b, (((a_dim,), (b_dim,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _own(head: int, width: int, x: Array) -> Array:
@@ -364,7 +371,7 @@ def _call(
         ),
         interpret=_interpreted(),
         name="window_attention" if outputs == "x" else "window_attention_backward",
-        metadata={"turns": str(math.prod(grid))},
+        metadata=of_turns(grid, math.prod(grid[:3])),
     )
     found = kernel(*(given[i] for i in inputs for _ in specs_in[i]))
     return tuple(a if kind in "ob" else taken_out(a, B) for a, kind in zip(found, outputs, strict=True))

@@ -6,7 +6,6 @@ Shapes: B batch; H, W map; C channels; M window side; N = M*M tokens of a window
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -94,25 +93,20 @@ def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W 
     return jnp.roll(x, (-shift, -shift), axis=(1, 2)) if shift else x
 
 
-def cyclic_shift_by_sums(x: Float[Array, "B H W C"], down: int, across: int) -> Float[Array, "B H W C"]:
-    """Rolls a map up by `down` and left by `across`, as the sum of its pieces, each with zeros around it.
+def rolled_by_sums(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
+    """Rolls a map up by `shift`, as the sum of its two parts, each with zeros around it.
 
     A TPU's compiler makes one pass of it, and of slices put together a copy for each.
     """
-
-    def pieces(length: int, shift: int) -> list[tuple[int, int]]:
-        """What is added before and after the end of a row, and its beginning."""
-        first = shift % length
-        return [(-first, first), (length - first, first - length)] if first else [(0, 0)]
-
-    if not down and not across:
+    H, zero = x.shape[1], jnp.zeros((), x.dtype)
+    first = shift % H
+    if not first:
         return x
-    zero, (H, W) = jnp.zeros((), x.dtype), x.shape[1:3]
-    moved = (
-        jax.lax.pad(x, zero, ((0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)))
-        for rows, columns in itertools.product(pieces(H, down), pieces(W, across))
+    upper, lower = (
+        jax.lax.pad(x, zero, ((0, 0, 0), (*rows, 0), (0, 0, 0), (0, 0, 0)))
+        for rows in ((-first, first), (H - first, first - H))
     )
-    return functools.reduce(jnp.add, moved)
+    return upper + lower
 
 
 def merge_neighbours(x: Float[Array, "B H W C"]) -> Float[Array, "B h w four_C"]:

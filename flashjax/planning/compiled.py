@@ -12,6 +12,7 @@ import json
 import os
 import re
 import time
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -100,7 +101,8 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
             schedules = beside.submit(kernels.bundles, in_it, topology.name) if in_it else None
             executable = lowered.compile(compiler_options=dict(topology.options) or None)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # A kernel that finds no room in the chip's own memory (VMEM) says so with the same code.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error).lower():
             words = str(error).splitlines()[0][:300]
             raise ValueError(f"the compiler for {topology.name} ends with an error: {words}") from error
         wanted, there = out_of_memory(str(error))
@@ -108,8 +110,13 @@ def compile_for(lowered: jax.stages.Lowered, topology: Topology, cache: bool = T
             _keep(where, {"wanted": wanted, "there": there})
         raise OutOfMemoryError(wanted, there) from None
     seconds, text = time.perf_counter() - begun, executable.as_text() or ""
-    bundles = kernels.by_instruction(text, schedules.result()) if schedules else {}
-    memory = _memory(executable)
+    memory, bundles = _memory(executable), {}
+    try:
+        if schedules:
+            bundles = kernels.by_instruction(text, schedules.result())
+    except ValueError as error:  # what was compiled for minutes is not lost for it, and not kept
+        warnings.warn(str(error), stacklevel=2)
+        cache = False
     if cache:
         facts = {"memory": asdict(memory) if memory else None, "seconds": seconds, "bundles": bundles}
         _keep(where, facts | {"topology": topology.name}, gzip.compress(text.encode(), 3))

@@ -71,6 +71,11 @@ class Cost:
         """Cycles of all executions, 0 without an estimate."""
         return (self.cycles or 0) * self.executions
 
+    @property
+    def all_scheduled(self) -> int:
+        """Cycles of all executions of a kernel by its schedule, 0 where it is not known."""
+        return (self.scheduled or 0) * self.executions
+
 
 def costs(
     module: Module,
@@ -78,10 +83,11 @@ def costs(
     while_iterations: int = 1,
     cache: int = 0,
     bundles: Mapping[str, int] = MappingProxyType({}),
+    cores: int = 1,
 ) -> list[Cost]:
     """What the instructions of a program's schedule cost, in the order of the schedule; inner ones of fusions are part
     of theirs. `root` is the directory whose lines are preferred as sources, `cache` that of `traffic`, `bundles` those
-    of `kernels`."""
+    of `kernels`, `cores` of a device."""
     found: list[Cost] = []
 
     def visit(name: str, times: int) -> list[Cost]:
@@ -96,11 +102,11 @@ def costs(
                         made += visit(callee, turns)
             elif instruction.opcode == "conditional":
                 branches = [visit(callee, times) for _, callee in callees]
-                made += max(branches, key=lambda costs: sum(c.total for c in costs), default=[])
+                made += max(branches, key=lambda costs: sum(c.total or c.all_scheduled for c in costs), default=[])
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)
-            elif cost := _cost(module, instruction, by_name, times, str(root), cache, bundles):
+            elif cost := _cost(module, instruction, by_name, times, str(root), cache, bundles, cores):
                 made.append(cost)
         return made
 
@@ -116,6 +122,7 @@ def _cost(
     root: str,
     cache: int,
     bundles: Mapping[str, int],
+    cores: int,
 ) -> Cost | None:
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done") or _ALLOCATE in instruction.line:
         return None
@@ -132,7 +139,7 @@ def _cost(
         traffic=traffic(module, instruction, by_name, cache),
         overlapped=instruction.opcode.endswith("-start"),
         target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
-        scheduled=kernels.cycles(instruction, bundles),
+        scheduled=kernels.cycles(instruction, bundles, cores),
         chip_memory=kernels.chip_memory(instruction),
     )
 

@@ -2,7 +2,8 @@
 
 The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. Bundles of a
 turn times the turns of the kernel's grid is what the kernel takes where nothing waits for memory; what a kernel says of
-its turns is `metadata={"turns": "512"}` of `pallas_call`.
+its turns is `metadata={"turns": "512", "parallel": "2"}` of `pallas_call`: how many there are, and into how many parts
+the cores of a device may divide them.
 
 How many bundles there are the compiler says when it is asked to before it is loaded, and then it writes out the code of
 every fusion too, which takes it half as long again. So the kernels of a program are compiled a second time, alone, in a
@@ -28,14 +29,15 @@ import jax
 from flashjax.planning.cells import in_process
 from flashjax.planning.hlo import Instruction
 
-_TARGET = "tpu_custom_call"
+TARGET = "tpu_custom_call"
+"""Of the custom call that a Pallas kernel is."""
 _REPORTS = re.compile(r"\d+-(.+)-\d+-schedule-analysis_final_bundles\.txt")
 _TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
 _KERNEL = re.compile(
-    rf'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="{_TARGET}".*?"body":"([^"]*)"', re.DOTALL
+    rf'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="{TARGET}".*?"body":"([^"]*)"', re.DOTALL
 )
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
-_TURNS = re.compile(r'kernel_metadata=\{[^}]*"turns":"(\d+)"')
+_FACTS = re.compile(r'"(turns|parallel)":"(\d+)"')
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i1": "bool"}
 Array = tuple[tuple[int, ...], str]
 """Shape and dtype."""
@@ -60,7 +62,7 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
     """The kernels of a program for TPUs, each once, and a digest of what each does: the code names the lines that a
     kernel is called from, the digest does not know them."""
     module: Any = lowered.compiler_ir("stablehlo")
-    if f"@{_TARGET}" not in str(module):
+    if f"@{TARGET}" not in str(module):
         return {}
     context, kernels = module.context, {}
     strict, context.allow_unregistered_dialects = context.allow_unregistered_dialects, True
@@ -81,7 +83,7 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
 
 def _calls(operation: Any) -> list[Any]:
     inner = [op for region in operation.regions for block in region.blocks for op in block.operations]
-    own = operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value == _TARGET
+    own = operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value == TARGET
     return [operation] * own + [call for op in inner for call in _calls(op.operation)]
 
 
@@ -133,11 +135,13 @@ def by_instruction(text: str, found: Mapping[str, int]) -> dict[str, int]:
     return {name: found[code] for name, code in _KERNEL.findall(text) if code in found}
 
 
-def cycles(instruction: Instruction, bundles: Mapping[str, int]) -> int | None:
-    """Of one execution of a kernel; None where its bundles or turns are not known."""
+def cycles(instruction: Instruction, bundles: Mapping[str, int], cores: int = 1) -> int | None:
+    """Of one execution of a kernel on a device of so many cores; None where its bundles or turns are not known."""
     found = bundles.get(instruction.name)
-    turns = None if found is None else _TURNS.search(instruction.line)
-    return found * int(turns[1]) if found is not None and turns else None
+    facts = dict(_FACTS.findall(instruction.line)) if found is not None else {}
+    if found is None or "turns" not in facts:
+        return None
+    return found * -(-int(facts["turns"]) // min(cores, int(facts.get("parallel", 1))))
 
 
 def chip_memory(instruction: Instruction) -> int | None:
@@ -154,7 +158,7 @@ def _compiled(kernels: Sequence[Kernel], topology: str) -> str:
 
     def call(kernel: Kernel, operands: tuple[jax.Array, ...]) -> Any:
         results = [jax.ShapeDtypeStruct(*array) for array in kernel.results]
-        one = jax.ffi.ffi_call(_TARGET, results, custom_call_api_version=1, legacy_backend_config=kernel.config)
+        one = jax.ffi.ffi_call(TARGET, results, custom_call_api_version=1, legacy_backend_config=kernel.config)
         return one(*operands)
 
     def program(operands: list[tuple[jax.Array, ...]]) -> list[Any]:

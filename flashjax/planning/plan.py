@@ -19,7 +19,7 @@ from jax.extend import core
 
 import flashjax
 from flashjax.data import described
-from flashjax.planning import activations, collectives, cycles, modules
+from flashjax.planning import activations, collectives, cycles, kernels, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
 from flashjax.planning.flops import flops_by
@@ -91,7 +91,10 @@ def plan_and_program(
     }
     costs = []
     if compiled and topology.platform != "cpu":
-        costs = cycles.costs(compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles)
+        costs = cycles.costs(
+            compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles, cores=topology.cores
+        )
+        plan["notes"] += _unscheduled(costs)
     plan["flops"] = _flops(traced)
     plan["flops"]["useful"] = _useful(launcher_build, config, program, plan["flops"])
     plan["modules"] = _modules(program, traced, costs, shards)
@@ -120,6 +123,11 @@ def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None
             "leave out what can lie in the L2 cache, and take NVLink for the way between hosts too."
         )
     return notes
+
+
+def _unscheduled(costs: list[cycles.Cost]) -> list[str]:
+    unknown = sum(cost.target == kernels.TARGET and cost.scheduled is None for cost in costs)
+    return [f"{unknown} kernels have no schedule and count their floor alone."] if unknown else []
 
 
 def _unknown_loops(compiled: Compiled) -> int:
@@ -342,7 +350,8 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
     together: dict[tuple[str, str, str], list[cycles.Cost]] = defaultdict(list)
     for cost in costs:
         # One whose arrays are all in the chip's own memory has no traffic, and takes its time all the same.
-        if cost.kind == "custom call" and cost.cycles is None and max(cost.traffic, cost.bytes) > 1024:
+        apart = cost.kind == "custom call" and cost.cycles is None
+        if apart and (cost.target == kernels.TARGET or cost.traffic > 1024):
             together[cost.target, cost.place.module, cost.shape].append(cost)
     found = []
     for (target, module, shape), members in together.items():

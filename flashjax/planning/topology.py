@@ -47,6 +47,11 @@ class Topology:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The compiler's."""
 
+    @property
+    def cores(self) -> int:
+        """Of a device, among which a kernel's turns are divided."""
+        return getattr(self.devices[0], "num_cores", None) or 1
+
     @functools.cached_property
     def hbm_bytes(self) -> int | None:
         """Memory of a device that programs can have, of a TPU by the compiler's own words; None where it has no limit.

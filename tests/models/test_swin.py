@@ -350,13 +350,13 @@ def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(ver
 @pytest.mark.parametrize(
     ("size", "forms"),
     [
-        ((32, 32), [dict(attention="kernel"), dict(attention="kernel", blocks="looped"), dict(attention="windows")]),
+        ((32, 32), [dict(attention="kernel"), dict(attention="kernel", blocks="looped"), dict(remat=True)]),
         ((40, 52), [dict(attention="kernel")]),  # padded: the MLP alone, as with windows
     ],
 )
 def test_fused_branches_are_the_same_function_with_the_same_draws(size, forms):
     images, training = noise(2, *size, 3), dict(train=True, rngs={"drop_path": jax.random.key(2)})
-    shape = dict(img_size=size, depths=(4,), num_heads=(2,), drop_path_rate=0.5)
+    shape = dict(img_size=size, depths=(4, 1), num_heads=(2, 2), drop_path_rate=0.5)
     apart = small(**shape, attention="windows", branches="apart")
     variables, drawn = parameters(apart), drawn_at_first(apart, images)
     wanted, evaluated = value_and_gradients(apart, variables, images, **training), apply(apart, variables, images)
@@ -388,6 +388,11 @@ def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
         assert not config.plain().fuses(512, 2048)
         with nn.logical_axis_rules((("mlp", "tensor"),)):
             assert not config.fuses(512, 2048)
+            with pytest.raises(ValueError, match=r"splits them over \('tensor',\): use 'apart'"):
+                dataclasses.replace(config, branches="fused").fuses(512, 2048)
+    older = jax.sharding.AbstractDevice("TPU v4", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=older)):
+        assert config.fuses(256, 1024) and not config.fuses(384, 1536)
 
 
 def test_attention_follows_the_platform_that_is_traced_for():

@@ -55,6 +55,10 @@ LAYERS_AND_KERNELS = {
         normed_by_layers,
         lambda x, y, factor, mlp, normed, added, embedded: branches.normed_product(x, normed),
     ),
+    "normed_product_alone": (
+        lambda *args: normed_by_layers(*args)[1],
+        lambda x, y, factor, mlp, normed, added, embedded: branches.normed_product_alone(x, normed),
+    ),
     "added_product": (
         added_by_layers,
         lambda x, y, factor, mlp, normed, added, embedded: branches.added_product(x, y, factor, added),

@@ -70,13 +70,12 @@ def test_cyclic_shift_moves_up_and_left():
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, -1])
-def test_a_shift_by_sums_is_the_shift(shift):
+def test_a_roll_by_sums_is_a_roll(shift):
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 2))
-    np.testing.assert_array_equal(win.cyclic_shift_by_sums(x, shift, shift), win.cyclic_shift(x, shift))
-    np.testing.assert_array_equal(win.cyclic_shift_by_sums(x, shift, 0), jnp.roll(x, -shift, 1))
+    np.testing.assert_array_equal(win.rolled_by_sums(x, shift), jnp.roll(x, -shift, 1))
     weight = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape)
-    of_x = jax.grad(lambda x: (win.cyclic_shift_by_sums(x, shift, shift) * weight).sum())(x)
-    np.testing.assert_array_equal(of_x, win.cyclic_shift(weight, -shift))
+    of_x = jax.grad(lambda x: (win.rolled_by_sums(x, shift) * weight).sum())(x)
+    np.testing.assert_array_equal(of_x, jnp.roll(weight, shift, 1))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

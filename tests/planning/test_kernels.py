@@ -16,6 +16,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 ENTRY %main (x: f32[64]) -> f32[64] {
   %x = f32[64]{0} parameter(0)
   %known = f32[64] custom-call(%x /*=*/), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"parallel":"8",
 "turns":"12"
 }}, metadata={op_name="jit(step)/attn/window_attention/pallas_call"}, backend_config={"body":"QQ",USED}
   %again = f32[64]{0} custom-call(%known), custom_call_target="tpu_custom_call", backend_config={"body":"QQ"}
@@ -37,6 +38,7 @@ def test_a_kernel_takes_its_bundles_times_the_turns_that_it_says():
     assert costs["known"].chip_memory == 4096 and costs["silent"].chip_memory is None
     assert costs["silent"].scheduled is None and costs["sum"].scheduled is None
     assert cycles.costs(hlo.parse(PROGRAM))[0].scheduled is None  # without reports
+    assert cycles.costs(hlo.parse(PROGRAM), bundles=bundles, cores=2)[0].scheduled == 600
 
 
 @pytest.mark.parametrize("flags", [None, "--xla_tpu_a=b", "--xla_jf_dump_to=/elsewhere --xla_tpu_a=b"])
