@@ -193,7 +193,7 @@ def over_tokens(
 
 
 def of_turns(grid: Sequence[int], parallel: int) -> dict[str, str]:
-    """What a kernel says of itself (`metadata`) for `flashjax.planning.kernels`: turns, and parts for a chip's cores."""
+    """A kernel's `metadata` for `flashjax.planning.kernels`: its turns, and how many parts a chip's cores may take."""
     return {"turns": str(math.prod(grid)), "parallel": str(parallel)}
 
 
