@@ -348,15 +348,16 @@ def test_blocks_as_turns_of_a_loop_are_the_same_function_with_the_same_draws(ver
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "forms"),
+    ("size", "depths", "forms"),
     [
-        ((32, 32), [dict(attention="kernel"), dict(attention="kernel", blocks="looped"), dict(remat=True)]),
-        ((40, 52), [dict(attention="kernel")]),  # padded: the MLP alone, as with windows
+        ((32, 32), (2, 1), [dict(attention="kernel"), dict(remat=True)]),
+        ((32, 32), (4,), [dict(attention="kernel", blocks="looped")]),
+        ((40, 52), (2,), [dict(attention="kernel")]),  # padded: the MLP alone, as with windows
     ],
 )
-def test_fused_branches_are_the_same_function_with_the_same_draws(size, forms):
+def test_fused_branches_are_the_same_function_with_the_same_draws(size, depths, forms):
     images, training = noise(2, *size, 3), dict(train=True, rngs={"drop_path": jax.random.key(2)})
-    shape = dict(img_size=size, depths=(4, 1), num_heads=(2, 2), drop_path_rate=0.5)
+    shape = dict(img_size=size, depths=depths, num_heads=(2, 2)[: len(depths)], drop_path_rate=0.5)
     apart = small(**shape, attention="windows", branches="apart")
     variables, drawn = parameters(apart), drawn_at_first(apart, images)
     wanted, evaluated = value_and_gradients(apart, variables, images, **training), apply(apart, variables, images)
