@@ -18,5 +18,4 @@ PODS = {
     "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", 256),
     "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", 512),
     "base_1k v5p:4x4x4": _swin("v5p:4x4x4", "base_1k", 2048),
-    "base_1k v6e:2x2": _swin("v6e:2x2", "base_1k", 128),
 }
