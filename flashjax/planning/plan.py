@@ -315,10 +315,11 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
 
 
 def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, dict[str, int]]:
-    """Cycles by the first names of a module, the dearest first, and in it by kind."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    for (module, kind), count in cycles.by(costs, lambda c: (modules.above(c.place.module, depth), c.kind)).items():
-        found[module or ELSEWHERE][kind] = count
+    """Cycles by the first names of a module, the dearest first, and in it by kind; kernels by their schedule."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for cost in costs:
+        if not cost.overlapped:
+            found[modules.above(cost.place.module, depth) or ELSEWHERE][cost.kind] += cost.total or cost.all_scheduled
     return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
 
 

@@ -1,5 +1,6 @@
 """A plan in words for the terminal, and as one page."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -304,8 +305,8 @@ def write(path: str | Path, plan: Plan) -> Path:
     if time.get("cycles"):
         parts += [
             "<h2>Where the cycles go</h2>",
-            '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do. '
-            f"{_tag('estimate')}</p>",
+            '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, kernels '
+            f"by their schedule. {_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
             table(WORST_HEADS, worst_rows(plan), (2, 4, 5, 6, 7), "plan"),
@@ -429,11 +430,10 @@ def _time_bar(plan: Plan) -> str:
 
 
 def _cycle_bars(plan: Plan) -> str:
-    kinds: dict[str, dict[str, int]] = {}
-    for path, by_kind in plan["time"]["by_module_and_kind"].items():
-        kinds[path] = by_kind
+    kinds: dict[str, dict[str, int]] = plan["time"]["by_module_and_kind"]
     longest = max((sum(found.values()) for found in kinds.values()), default=1) or 1
-    total = plan["time"]["cycles"]
+    by_kind: Counter[str] = sum(map(Counter, kinds.values()), Counter())
+    total = by_kind.total()
     lines = "".join(
         f"<tr><th>{escape(path)}</th><td>"
         + '<div class="bar thin">'
@@ -449,8 +449,7 @@ def _cycle_bars(plan: Plan) -> str:
     )
     legend = "".join(
         f'<span class="{KIND_COLORS[kind]}">{kind} <b>{_share(n, total)}</b></span>'
-        for kind, n in plan["time"]["by_kind"].items()
-        if n
+        for kind, n in by_kind.most_common()
     )
     return f'<figure><p class="legend">{legend}</p><table class="cycles">{lines}</table></figure>'
 
