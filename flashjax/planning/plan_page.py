@@ -305,8 +305,8 @@ def write(path: str | Path, plan: Plan) -> Path:
     if time.get("cycles"):
         parts += [
             "<h2>Where the cycles go</h2>",
-            '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, kernels '
-            f"by their schedule. {_tag('estimate')}</p>",
+            '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, '
+            f"kernels by their schedule. {_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
             table(WORST_HEADS, worst_rows(plan), (2, 4, 5, 6, 7), "plan"),

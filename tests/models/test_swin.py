@@ -290,7 +290,6 @@ def test_impossible_configurations(overrides, message):
     [
         (1, {"img_size": (40, 52)}),  # padded, shifted; pairs, and a row of three windows one by one
         (2, {"img_size": 32}),
-        (2, {"img_size": 32, "qkv_bias": False}),
         (1, {"img_size": 16, "qkv_bias": False, "window_size": 12}),  # the whole map in a window
     ],
 )
