@@ -13,6 +13,7 @@ float32 and bfloat16.
 Shapes: B batch; H, W map; C channels; F hidden units; K channels of a projection.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -28,11 +29,11 @@ compile here."""
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
 """Chips with 16 MiB of their own memory in place of 64 or 128."""
 EPSILON = 1e-5
-INSTEAD = "branches='apart'"
+_over_tokens = functools.partial(over_tokens, instead="branches='apart'")
 
 
 class MlpWeights(NamedTuple):
-    """Of a norm and the two layers behind it, float32."""
+    """Of a norm and the two layers behind it; all but the kernels float32."""
 
     scale: Float[Array, "C"]
     offset: Float[Array, "C"]
@@ -113,17 +114,15 @@ def _row(x: Array) -> tuple[int, int]:
 
 def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
     units = x.size // x.shape[-1] * weights.bias_in.size
-    (out,) = over_tokens(
+    (out,) = _over_tokens(
         _mlp_turn,
         "mlp_branch",
         [x],
-        [factor],
         _given(weights, x.dtype),
         [x.shape[-1]],
-        [],
+        factors=[factor],
         flops=4 * units * x.shape[-1],
         exponentials=units,
-        instead=INSTEAD,
     )
     return (out,)
 
@@ -131,18 +130,17 @@ def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
 def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -> tuple[Any, ...]:
     units = x.size // x.shape[-1] * weights.bias_in.size
     scale, offset, kernel_in, bias_in, _, bias_out = weights
-    of_x, of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = over_tokens(
+    of_x, of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = _over_tokens(
         _mlp_turn_back,
         "mlp_branch_backward",
         [x, of_out],
-        [factor],
         _given(weights, x.dtype),
         [x.shape[-1]],
+        factors=[factor],
         # Both kernels' gradients are [C, F]: what the unit for transpositions turns is the narrow map.
-        [_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
+        sums=[_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
         flops=10 * units * x.shape[-1],
         exponentials=units,
-        instead=INSTEAD,
     )
     of_weights = (of_scale[0], of_offset[0], of_kernel_in, of_bias_in[0], of_kernel_out.T, of_bias_out[0])
     return of_x, jnp.zeros_like(factor), MlpWeights(*of_weights)
@@ -200,34 +198,27 @@ def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
 
 
 def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
-    (out,) = over_tokens(
+    (out,) = _over_tokens(
         _normed_turn,
         "normed_product",
         [x],
-        [],
         _given(weights, x.dtype),
         [weights.kernel.shape[1]],
-        [],
         flops=2 * x.size * weights.kernel.shape[1],
-        exponentials=0,
-        instead=INSTEAD,
     )
     return (out,)
 
 
 def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[Any, ...]:
     """`coming` is what comes back to the result, and before it to x where that goes on."""
-    of_x, of_scale, of_offset, of_kernel = over_tokens(
+    of_x, of_scale, of_offset, of_kernel = _over_tokens(
         _normed_turn_back,
         "normed_product_backward",
         [x, *coming],
-        [],
         _given(weights, x.dtype),
         [x.shape[-1]],
-        [_row(weights.scale), _row(weights.offset), weights.kernel.shape],
+        sums=[_row(weights.scale), _row(weights.offset), weights.kernel.shape],
         flops=4 * x.size * weights.kernel.shape[1],
-        exponentials=0,
-        instead=INSTEAD,
     )
     return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel)
 
@@ -252,33 +243,28 @@ def _normed_turn_back(x: Any, *refs: Any) -> None:
 
 
 def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> tuple[Array]:
-    (out,) = over_tokens(
+    (out,) = _over_tokens(
         _added_turn,
         "added_product",
         [x, y],
-        [factor],
         _given(weights, x.dtype),
         [x.shape[-1]],
-        [],
+        factors=[factor],
         flops=2 * y.size * x.shape[-1],
-        exponentials=0,
-        instead=INSTEAD,
     )
     return (out,)
 
 
 def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of_out: Array) -> tuple[Any, ...]:
-    of_y, of_kernel, of_bias = over_tokens(
+    of_y, of_kernel, of_bias = _over_tokens(
         _added_turn_back,
         "added_product_backward",
         [y, of_out],
-        [factor],
         _given(weights, x.dtype),
         [y.shape[-1]],
-        [weights.kernel.shape, _row(weights.bias)],
+        factors=[factor],
+        sums=[weights.kernel.shape, _row(weights.bias)],
         flops=4 * y.size * x.shape[-1],
-        exponentials=0,
-        instead=INSTEAD,
     )
     of_weights = AddedWeights(of_kernel, of_bias[0])
     return of_out, of_y, jnp.zeros_like(factor), of_weights
@@ -300,33 +286,26 @@ def _added_turn_back(y: Any, of_out: Any, factor: Any, kernel: Any, _: Any, *ref
 
 def _embedded_forward(x: Array, weights: EmbeddedWeights) -> tuple[Array]:
     channels = weights.bias.size
-    (out,) = over_tokens(
+    (out,) = _over_tokens(
         _embedded_turn,
         "product_normed",
         [x],
-        [],
         _given(weights, x.dtype),
         [channels],
-        [],
         flops=2 * x.size * channels,
-        exponentials=0,
-        instead=INSTEAD,
     )
     return (out,)
 
 
 def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tuple[Any, ...]:
-    of_x, of_kernel, *of_vectors = over_tokens(
+    of_x, of_kernel, *of_vectors = _over_tokens(
         _embedded_turn_back,
         "product_normed_backward",
         [x, of_out],
-        [],
         _given(weights, x.dtype),
         [x.shape[-1]],
-        [weights.kernel.shape, *map(_row, weights[1:])],
+        sums=[weights.kernel.shape, *map(_row, weights[1:])],
         flops=6 * x.size * weights.bias.size,
-        exponentials=0,
-        instead=INSTEAD,
     )
     return of_x, EmbeddedWeights(of_kernel, *(of[0] for of in of_vectors))
 

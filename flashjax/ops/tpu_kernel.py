@@ -115,12 +115,13 @@ def over_tokens(
     turn: Callable[..., None],
     name: str,
     maps: Sequence[Float[Array, "B H W _"]],
-    factors: Sequence[Float[Array, "B"]],
     whole: Sequence[Array],
     out: Sequence[int],
-    sums: Sequence[tuple[int, ...]],
+    *,
+    factors: Sequence[Float[Array, "B"]] = (),
+    sums: Sequence[tuple[int, ...]] = (),
     flops: int,
-    exponentials: int,
+    exponentials: int = 0,
     instead: str,
 ) -> list[Array]:
     """A kernel over a grid of positions and images of maps, all channels of each.
@@ -223,9 +224,9 @@ def rows(x: Any) -> Array:
     return x[...].astype(jnp.float32).reshape(-1, x.shape[-1])
 
 
-def standardised(rows: Array, epsilon: float) -> tuple[Array, Array]:
+def standardised(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Rows less their mean over their deviation, and one over the deviation."""
-    centred = rows - rows.mean(-1, keepdims=True)
+    centred = x - x.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
     return centred * inverse, inverse
 

@@ -72,9 +72,9 @@ class Cost:
         return (self.cycles or 0) * self.executions
 
     @property
-    def all_scheduled(self) -> int:
-        """Cycles of all executions of a kernel by its schedule, 0 where it is not known."""
-        return (self.scheduled or 0) * self.executions
+    def taken(self) -> int:
+        """`total`, of a kernel by its schedule, 0 where neither is known."""
+        return self.total or (self.scheduled or 0) * self.executions
 
 
 def costs(
@@ -102,7 +102,7 @@ def costs(
                         made += visit(callee, turns)
             elif instruction.opcode == "conditional":
                 branches = [visit(callee, times) for _, callee in callees]
-                made += max(branches, key=lambda costs: sum(c.total or c.all_scheduled for c in costs), default=[])
+                made += max(branches, key=lambda costs: sum(c.taken for c in costs), default=[])
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)

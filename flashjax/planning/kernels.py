@@ -37,7 +37,8 @@ _KERNEL = re.compile(
     rf'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="{TARGET}".*?"body":"([^"]*)"', re.DOTALL
 )
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
-_FACTS = re.compile(r'"(turns|parallel)":"(\d+)"')
+_FACTS = re.compile(r"kernel_metadata=\{([^}]*)\}")
+_FACT = re.compile(r'"(turns|parallel)":"(\d+)"')
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i1": "bool"}
 Array = tuple[tuple[int, ...], str]
 """Shape and dtype."""
@@ -62,8 +63,6 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
     """The kernels of a program for TPUs, each once, and a digest of what each does: the code names the lines that a
     kernel is called from, the digest does not know them."""
     module: Any = lowered.compiler_ir("stablehlo")
-    if f"@{TARGET}" not in str(module):
-        return {}
     context, kernels = module.context, {}
     strict, context.allow_unregistered_dialects = context.allow_unregistered_dialects, True
     try:
@@ -138,7 +137,8 @@ def by_instruction(text: str, found: Mapping[str, int]) -> dict[str, int]:
 def cycles(instruction: Instruction, bundles: Mapping[str, int], cores: int = 1) -> int | None:
     """Of one execution of a kernel on a device of so many cores; None where its bundles or turns are not known."""
     found = bundles.get(instruction.name)
-    facts = dict(_FACTS.findall(instruction.line)) if found is not None else {}
+    said = _FACTS.search(instruction.line) if found is not None else None
+    facts = dict(_FACT.findall(said[1])) if said else {}
     if found is None or "turns" not in facts:
         return None
     return found * -(-int(facts["turns"]) // min(cores, int(facts.get("parallel", 1))))

@@ -319,7 +319,7 @@ def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, d
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for cost in costs:
         if not cost.overlapped:
-            found[modules.above(cost.place.module, depth) or ELSEWHERE][cost.kind] += cost.total or cost.all_scheduled
+            found[modules.above(cost.place.module, depth) or ELSEWHERE][cost.kind] += cost.taken
     return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
 
 
