@@ -33,7 +33,7 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
     from flashjax.models.flash import Flash, FlashConfig
     from flashjax.models.transformer import Transformer, TransformerConfig
     from flashjax.objectives.language import cross_entropy
-    from flashjax.ops.platform import forward_options
+    from flashjax.ops.platform import compiler_options
 
     if name == "flash":
         made: Any = FlashConfig(vocab_size=VOCAB, width=WIDTH, depth=2 * depth, max_length=length)
@@ -59,8 +59,12 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    forward_jit = jax.jit(apply, compiler_options=forward_options("cpu")).lower(params, tokens[:, :-1]).compile()
-    train_jit = jax.jit(update, donate_argnums=(0, 1)).lower(params, held["state"], tokens).compile()
+    forward_jit = (
+        jax.jit(apply, compiler_options=compiler_options(backward=False)).lower(params, tokens[:, :-1]).compile()
+    )
+    options = compiler_options(backward=True)
+    train_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=options)
+    train_jit = train_jit.lower(params, held["state"], tokens).compile()
     prompt = tokens[:, :-1]
 
     def forward() -> None:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from flashjax.objectives.language import cross_entropy
+from flashjax.ops.platform import compiler_options
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
 
@@ -163,7 +164,7 @@ def _compiled(model: Any) -> Callable[..., Any]:
     def run(variables: Any, rows: Any) -> Any:
         return cross_entropy(model.apply(variables, rows[:, :-1]), rows[:, 1:])
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=compiler_options(backward=False))
 
 
 def token_scores(

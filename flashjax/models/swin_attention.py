@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.layers.initializers import KERNELS, NORMAL
@@ -106,7 +107,9 @@ class RectangleAttention(WindowAttention):
         kernel, bias = Kernel(cfg, 3 * C, use_bias=cfg.qkv_bias and cfg.version == 1, name="qkv")(C)
         if cfg.version == 2 and cfg.qkv_bias:
             bias = self.version_2_bias(C)
-        kernels, biases = jnp.split(kernel.astype(cfg.dtype), 3, axis=1), jnp.split(bias.astype(cfg.dtype), 3)
+        # Gathered where fsdp splits it: its parts end elsewhere than the devices' shares, which would be exchanged.
+        kernel = with_logical_constraint(kernel.astype(cfg.dtype), (None, "heads"))
+        kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias.astype(cfg.dtype), 3)
         return list(zip(kernels, biases, strict=True))
 
     def rectangle_bias(self, count: int, mask: Float[Array, "L N N"] | None) -> Float[Array, "l h N N"]:
@@ -182,7 +185,8 @@ class KernelAttention(RectangleAttention):
         logits = self.rectangle_bias(count, mask)
         mixed: Array = keep(window_kernel.attend(qkv, offset, logits, rectangle, width, scale))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
-        kernel = window_kernel.tiled(kernel.astype(cfg.dtype).T, heads).T
+        kernel = with_logical_constraint(kernel.astype(cfg.dtype), ("heads", None))
+        kernel = window_kernel.tiled(kernel.T, heads).T
         if branch is not None:
             weights = branch_kernels.AddedWeights(kernel, bias)
             return keep(branch_kernels.added_product(x, mixed, branch.factor, weights))

@@ -21,17 +21,18 @@ def traced_for() -> str:
 
 
 @functools.cache
-def forward_options(platform: str) -> dict[str, str]:
-    """What a program of forward passes alone is compiled with for devices of `platform`
-    (`jax.jit(compiler_options=...)`); {}: as XLA would by itself.
+def compiler_options(*, backward: bool, platform: str | None = None) -> dict[str, str]:
+    """What a program is compiled with (`jax.jit(compiler_options=...)`) for devices of `platform`, where None those of
+    this process; {}: as XLA would by itself, and where it has no such setting.
 
-    On CPUs without YNNPACK, XLA's default there, which takes longer than XLA's own products and sums: a forward pass of
-    the Transformer, FLASH and Swin-T takes 0.9, 0.74 and 0.85 of the time without. A training step of Swin-T would take
-    1.35 times the time, so those are left alone. {} too where XLA has no such setting.
+    On CPUs XLA hands products, convolutions and sums to YNNPACK by default. Here it hands on the sums alone, and those
+    only of a program with a `backward` pass, where XLA's own, of a bias's gradient over all tokens, take longest. Of a
+    step's time by default that leaves 0.56 for ResNet-20, 0.7 for ResNet-50, 0.9 for FLASH, 0.95 for the Transformer, 1
+    for Swin-T; of a forward pass's 0.9, 0.74 and 0.85 for the Transformer, FLASH and Swin-T (two cores, float32).
     """
-    if platform != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE" if backward else ""}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.data.text_sources import kjv
 from flashjax.objectives.language import LanguageModelling
+from flashjax.ops.platform import compiler_options
 from flashjax.planning.flops import count_flops
 from flashjax.training.optimizers import OptimizerConfig, make_optimizer, with_arrays
 from flashjax.training.parametrization import ParametrizationConfig, Parametrized, parametrize
@@ -36,6 +37,10 @@ def bible() -> tuple[np.ndarray, np.ndarray]:
     """The King James Bible's bytes, uint8: (to train on, held out)."""
     train, held_out = ("\n\n".join(part.documents()).encode() for part in kjv())
     return np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
+
+
+def _jit(function: Any, **options: Any) -> Any:
+    return jax.jit(function, compiler_options=compiler_options(backward=True), **options)
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,11 @@ class ShortRuns:
 
     @functools.cached_property
     def _trained(self) -> Any:
-        return jax.jit(self._train)
+        return _jit(self._train)
 
     @functools.cached_property
     def _changed(self) -> Any:
-        return jax.jit(self._change)
+        return _jit(self._change)
 
     @functools.cached_property
     def _begun(self) -> Any:
@@ -116,18 +121,18 @@ class ShortRuns:
             carry = self._start(seed, rate)[1]
             return self._look(carry, seed, rate, 0, text), carry
 
-        return jax.jit(begin)
+        return _jit(begin)
 
     @functools.cached_property
     def _looked(self) -> Any:
-        return jax.jit(self._look)
+        return _jit(self._look)
 
     @functools.cached_property
     def _stepped(self) -> Any:
         def step(carry: Any, seed: Any, rate: Any, t: Any, text: Any) -> Any:
             return self._step(self._optimizer(carry[0], rate), carry, self._batch(seed, t, text))
 
-        return jax.jit(step, donate_argnums=0)
+        return _jit(step, donate_argnums=0)
 
     def _start(self, seed: Any, rate: Any) -> tuple[optax.GradientTransformation, Any]:
         params_key, dropout_key = jax.random.split(jax.random.key(seed))

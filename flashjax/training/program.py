@@ -64,16 +64,18 @@ class Program:
             self.constrain_micro,
         )
         self.step_fn = on_mesh(step_fn, self.mesh)
+        options = functools.partial(platform.compiler_options, platform=self.mesh.devices.flat[0].platform)
         self.train_step = jax.jit(
             self.step_fn,
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
+            compiler_options=options(backward=True),
         )
         self.eval_step = jax.jit(
             on_mesh(make_eval_step(self.objective), self.mesh),
             donate_argnums=2,
-            compiler_options=platform.forward_options(self.mesh.devices.flat[0].platform),
+            compiler_options=options(backward=False),
         )
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
