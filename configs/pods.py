@@ -6,10 +6,14 @@ LAUNCHER = "experiments.swin_imagenet"
 WHOLE = frozenset({"all-reduce", "collective-permute"})
 """Of a step whose parameters are whole on each device: gradients, and images that are mixed with those at the other end
 of the batch."""
+SPLIT = WHOLE | {"all-gather", "all-to-all"}
+"""Of one whose parameters are split by fsdp: they are gathered, and what comes back through the head, to which each
+device has some rows for all images, is exchanged. The compiler makes no reduce-scatter here, also where asked to."""
 
 
-def _swin(topology: str, preset: str, batch: int) -> Pod:
-    return Pod(LAUNCHER, ("--preset", preset, "--data.batch_size", str(batch)), topology, WHOLE)
+def _swin(topology: str, preset: str, batch: int, *mesh: str) -> Pod:
+    arguments = ("--preset", preset, "--data.batch_size", str(batch), *mesh)
+    return Pod(LAUNCHER, arguments, topology, SPLIT if mesh else WHOLE)
 
 
 PODS = {
@@ -18,4 +22,8 @@ PODS = {
     "tiny_1k v6e:2x2": _swin("v6e:2x2", "tiny_1k", 256),
     "base_1k v5e:4x4": _swin("v5e:4x4", "base_1k", 512),
     "base_1k v5p:4x4x4": _swin("v5p:4x4x4", "base_1k", 2048),
+    "base_1k v6e:2x2": _swin("v6e:2x2", "base_1k", 128),
+    "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", 512, "--mesh.fsdp", "16"),
+    "large_22k v5p:4x4x4": _swin("v5p:4x4x4", "large_22k", 2048, "--mesh.fsdp", "16"),
+    "large_22k v6e:2x2": _swin("v6e:2x2", "large_22k", 128, "--mesh.fsdp", "4"),
 }

@@ -12,8 +12,10 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flashjax import models
-from flashjax.models.swin import SwinTransformer
+from flashjax.models.swin import SwinBlock, SwinTransformer
 from flashjax.models.swin_config import SwinConfig
+from flashjax.training.mesh import MeshConfig, make_mesh
+from flashjax.training.sharding import FSDP_RULES, on_mesh, shardings_for
 
 PARAMETERS = {
     "swin_tiny_patch4_window7_224": 28_288_354,
@@ -393,6 +395,25 @@ def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
     older = jax.sharding.AbstractDevice("TPU v4", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=older)):
         assert config.fuses(256, 1024) and not config.fuses(384, 1536)
+
+
+def test_fsdp_gathers_the_kernels_of_pairs_and_exchanges_nothing():
+    """Queries, keys and values end elsewhere in the columns of their kernel than the devices' shares of it."""
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    config = SwinConfig(embed_dim=128, depths=(1,), num_heads=(4,), attention="paired", branches="apart")
+    block = SwinBlock(config, stage=0, shifted=False, drop_path=0.0)
+    x = jax.ShapeDtypeStruct((8, 14, 14, 128), jnp.float32)
+    params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
+    of_params = shardings_for(params, FSDP_RULES, mesh)
+    assert of_params["attn"]["qkv"]["kernel"].spec == jax.P(None, "fsdp")
+    step = jax.jit(
+        on_mesh(jax.grad(lambda params, x: (block.apply({"params": params}, x) ** 2).mean()), mesh),
+        in_shardings=(of_params, jax.NamedSharding(mesh, jax.P("fsdp"))),
+        out_shardings=of_params,
+    )
+    text = step.lower(params, x).compile().as_text()
+    assert " all-gather(" in text
+    assert " all-to-all(" not in text and " collective-permute(" not in text
 
 
 def test_attention_follows_the_platform_that_is_traced_for():
