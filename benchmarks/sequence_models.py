@@ -59,13 +59,11 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    forward_jit = (
-        jax.jit(apply, compiler_options=compiler_options(backward=False)).lower(params, tokens[:, :-1]).compile()
-    )
-    options = compiler_options(backward=True)
-    train_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=options)
-    train_jit = train_jit.lower(params, held["state"], tokens).compile()
     prompt = tokens[:, :-1]
+    forward_jit = jax.jit(apply, compiler_options=compiler_options(backward=False))
+    forward_jit = forward_jit.lower(params, prompt).compile()
+    train_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=compiler_options(backward=True))
+    train_jit = train_jit.lower(params, held["state"], tokens).compile()
 
     def forward() -> None:
         jax.block_until_ready(forward_jit(held["params"], prompt))

@@ -64,18 +64,17 @@ class Program:
             self.constrain_micro,
         )
         self.step_fn = on_mesh(step_fn, self.mesh)
-        options = functools.partial(platform.compiler_options, platform=self.mesh.devices.flat[0].platform)
         self.train_step = jax.jit(
             self.step_fn,
             in_shardings=(self.shardings, self.batch_sharding),
             out_shardings=(self.shardings, self.replicated),
             donate_argnums=0,
-            compiler_options=options(backward=True),
+            compiler_options=self.compiler_options(backward=True),
         )
         self.eval_step = jax.jit(
             on_mesh(make_eval_step(self.objective), self.mesh),
             donate_argnums=2,
-            compiler_options=options(backward=False),
+            compiler_options=self.compiler_options(backward=False),
         )
         self.release = jax.jit(nonfinite.release, donate_argnums=0, out_shardings=self.shardings)
 
@@ -83,6 +82,10 @@ class Program:
         """The parameters of an objective on this experiment's data, abstract."""
         spec, seed = self.experiment.train_data.spec, self.experiment.config.seed
         return jax.eval_shape(make_init(objective, optax.identity(), spec, seed, with_ema=False)).params
+
+    def compiler_options(self, backward: bool) -> dict[str, str]:
+        """What functions on the mesh are compiled with (`flashjax.ops.platform`)."""
+        return platform.compiler_options(backward=backward, platform=self.mesh.devices.flat[0].platform)
 
     def constrain_micro(self, batch: Batch) -> Batch:
         """Micro-batches [accumulate, rows, ...] in their places."""

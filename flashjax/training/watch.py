@@ -23,7 +23,6 @@ import optax
 from flax import linen as nn
 
 from flashjax.layers.watched import WATCHED, is_watched
-from flashjax.ops.platform import compiler_options
 from flashjax.planning.modules import known
 from flashjax.training.experiment import Batch, Metrics, Objective, Rngs, Variables
 from flashjax.training.program import Program
@@ -284,7 +283,7 @@ class Watch:
                 on_mesh(self._look, program.mesh),
                 in_shardings=(program.shardings, program.batch_sharding),
                 out_shardings=program.replicated,
-                compiler_options=compiler_options(backward=True, platform=program.mesh.devices.flat[0].platform),
+                compiler_options=program.compiler_options(backward=True),
             )
             .lower(program.abstract_state, program.abstract_batch(experiment.train_data.spec))
             .compile()
