@@ -67,7 +67,8 @@ def examples(
 
     All processes of a job call it; each gets examples among its own rows.
     """
-    predict = jax.jit(objective.predict, out_shardings=program.replicated)
+    options = program.compiler_options(backward=False)
+    predict = jax.jit(objective.predict, out_shardings=program.replicated, compiler_options=options)
     chosen = _spread(data.num_batches or 1, 10)
     shown = []
     for k in chosen:

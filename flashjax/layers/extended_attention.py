@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flashjax.layers.extension import Extension, Host, Part, applied, log_n, parts, seen
 from flashjax.layers.positions import RopeParameters, rope_frequencies, rotate
-from flashjax.ops.attention import HIDDEN
+from flashjax.ops.pairs import HIDDEN
 
 BLOCK = 256
 """Queries whose logits are held at once."""

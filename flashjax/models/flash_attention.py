@@ -19,6 +19,7 @@ from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
 from flashjax.ops.dense import dot_general
 from flashjax.ops.gate import gated, silu
+from flashjax.ops.pairs import HIDDEN
 
 
 class RelativeBias(nn.Module):
@@ -129,7 +130,7 @@ class GatedAttention(nn.Module):
             behind = jnp.pad(bias(1 - capacity, 0), (0, capacity - 1))  # nothing ahead of the token is seen
             b = jax.vmap(lambda p: jax.lax.dynamic_slice(behind, (capacity - 1 - p,), (capacity,)))(p)
         A = self.weigh(jnp.einsum("bs,bjs->bj", Q, keys, preferred_element_type=jnp.float32), b, context["n"])
-        A = jax.nn.softmax(jnp.where(seen, A, ops.HIDDEN)) if cfg.kind == "gau" else jnp.where(seen, A, 0)
+        A = jax.nn.softmax(jnp.where(seen, A, HIDDEN)) if cfg.kind == "gau" else jnp.where(seen, A, 0)
         out = ops.weighted_sum(A.astype(V.dtype), values).astype(V.dtype)
         return out[:, None], state | {"key": keys, "value": values}
 

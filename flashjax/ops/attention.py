@@ -4,32 +4,18 @@ Shapes: B batch, Q queries, K keys, H query heads, Hk key-value heads (H is a mu
 key-value head h // (H / Hk)), D width of a query and key head, E width of a value head.
 """
 
-import functools
-import math
-import os
-import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from flashjax.ops import platform
+from flashjax.ops.blocked_attention import FLOOR, blocked
+from flashjax.ops.pairs import HIDDEN, Seen, pair_mask
 
 Implementation = Literal["auto", "xla", "blocked", "cudnn"]
 
-HIDDEN = -1e30
-"""Logit of a key that is not seen. Finite, so that a row without any makes no NaN."""
-FLOOR = -1e20
-"""Least running maximum: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0."""
-BLOCK = 256
-"""Queries, and keys, of a block of the blocked form at most."""
-CPU_BLOCK = 512
-"""The same on one CPU, whose cores do not share smaller products."""
-CACHE = 2**20
-"""Bytes of logits that a core of a CPU keeps near: so many heads go through the blocks together."""
 BLOCKED_FROM = {"cpu": 128, "gpu": 1024, "tpu": 1024}
 """By platform: `auto` takes the blocked form where queries times keys reach the square of this."""
 
@@ -77,9 +63,9 @@ def dot_product_attention(
         least = BLOCKED_FROM.get(platform.traced_for(), 1024)
         implementation = "blocked" if q.shape[1] * k.shape[1] >= least**2 and q.shape[1] > 1 else "xla"
         platform.chosen("implementation", implementation)
-    seen = _Seen(causal, window, q_positions, k_positions, q_segment_ids, k_segment_ids)
+    seen = Seen(causal, window, q_positions, k_positions, q_segment_ids, k_segment_ids)
     if implementation == "blocked":
-        return _blocked(q, k, v, bias, seen, scale)
+        return blocked(q, k, v, bias, seen, scale)
     if callable(bias):
         bias = bias(seen.q_index(q.shape[1])[0], seen.k_index(k.shape[1])[0])
     compute = _cudnn if implementation == "cudnn" else _xla
@@ -108,7 +94,7 @@ def cached_attention(
     if bias is not None:
         bias = jnp.broadcast_to(bias, jnp.broadcast_shapes(jnp.shape(bias), (1, H, 1)))
         logits = logits + bias.reshape(bias.shape[0], Hk, H // Hk, bias.shape[-1]).astype(jnp.float32)
-    mask = _mask(True, window, at[:, None], jnp.arange(K)[None], None, None)
+    mask = pair_mask(True, window, at[:, None], jnp.arange(K)[None], None, None)
     assert mask is not None
     weights, total = _weights(jnp.where(mask[:, None], logits, HIDDEN))
     o = jnp.einsum("bhgk,bhke->bhge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
@@ -135,45 +121,7 @@ def _check(q: Array, k: Array, window: int | None, q_ids: Any, k_ids: Any, imple
         raise ValueError(f"implementation 'cudnn' needs an NVIDIA GPU, and this is for a {here}: use auto")
 
 
-class _Seen:
-    """Which keys a query sees."""
-
-    def __init__(self, causal, window, q_positions, k_positions, q_segment_ids, k_segment_ids):
-        self.causal, self.window = causal, window
-        self.q_positions, self.k_positions = q_positions, k_positions
-        self.q_ids, self.k_ids = q_segment_ids, k_segment_ids
-
-    def q_index(self, length: int) -> Int[Array, "b Q"]:
-        return jnp.arange(length)[None] if self.q_positions is None else self.q_positions
-
-    def k_index(self, length: int) -> Int[Array, "b K"]:
-        return jnp.arange(length)[None] if self.k_positions is None else self.k_positions
-
-    def mask(self, queries: int, keys: int) -> Bool[Array, "b Q K"] | None:
-        """For all pairs; None: all are seen."""
-        ids = (None, None) if self.q_ids is None else (self.q_ids, self.k_ids)
-        return _mask(self.causal, self.window, self.q_index(queries), self.k_index(keys), *ids)
-
-
-def _mask(
-    causal: bool, window: int | None, q_index: Array, k_index: Array, q_ids: Any, k_ids: Any, k_first: bool = False
-) -> Array | None:
-    """bool [b, Q, K] of index [b, Q] and [b, K], or [b, K, Q]; None where nothing is hidden."""
-    of_q, of_k = (np.s_[:, None, :], np.s_[:, :, None]) if k_first else (np.s_[:, :, None], np.s_[:, None, :])
-    parts = []
-    ahead = q_index[of_q] - k_index[of_k]
-    if causal:
-        parts.append(ahead >= 0)
-    if window is not None:
-        parts.append(ahead < window)
-        if not causal:
-            parts.append(ahead > -window)
-    if q_ids is not None:
-        parts.append((q_ids[of_q] == k_ids[of_k]) & (k_ids[of_k] > 0))
-    return functools.reduce(jnp.logical_and, parts) if parts else None
-
-
-def _xla(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale: float) -> Array:
+def _xla(q: Array, k: Array, v: Array, bias: Array | None, seen: Seen, scale: float) -> Array:
     """All logits at once."""
     B, Q, H, D = q.shape
     K, Hk = k.shape[1:3]
@@ -193,7 +141,7 @@ def _xla(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale: f
     return o.reshape(B, Q, H, v.shape[-1]).astype(v.dtype)
 
 
-def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale: float) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, seen: Seen, scale: float) -> Array:
     """NVIDIA's kernel, which wants 16-bit inputs; it raises for what it does not take."""
     plain = seen.q_positions is None and seen.k_positions is None and seen.q_ids is None and seen.window is None
     mask = None if plain else seen.mask(q.shape[1], k.shape[1])
@@ -208,329 +156,3 @@ def _cudnn(q: Array, k: Array, v: Array, bias: Array | None, seen: _Seen, scale:
         implementation="cudnn",
     )
     return o if mask is None else jnp.where(mask.any(-1)[:, :, None, None], o, 0)
-
-
-# The blocked form. Logits of a block have keys before queries: every product then has its contracted dims where a CPU
-# reads them in order, and maxima run down columns, many at a time. Their dims are [n, h, keys, g, q]: rows, key-value
-# heads, queries of a group, queries. On one CPU (`_Spec.flat`) they are [h, keys, q], the group among the queries: XLA
-# for CPUs copies what a product of more dims hands on.
-
-
-def _blocked(q: Array, k: Array, v: Array, bias: Any, seen: _Seen, scale: float) -> Array:
-    B, Q, H = q.shape[:3]
-    K, Hk, E = k.shape[1], k.shape[2], v.shape[3]
-    G = H // Hk
-    one_cpu = platform.traced_for() == "cpu" and jax.sharding.get_abstract_mesh().empty
-    most = CPU_BLOCK if one_cpu else BLOCK
-    # Queries that an axis of the mesh splits go side by side: a loop would visit one device at a time.
-    nq, bq = _blocks(Q, Q if _sequence_shards() > 1 else most)
-    nk, bk = _blocks(K, most)
-    q_ids, k_ids = seen.q_ids, seen.k_ids
-    if q_ids is None and nk * bk != K:  # the keys of the padding must not be seen
-        q_ids, k_ids = jnp.ones((1, Q), jnp.int32), jnp.ones((1, K), jnp.int32)
-    if bias is not None and not callable(bias):
-        bias = _Whole.make(bias, H, Q, K, nq * bq, nk * bk)
-    rows, few = _together(B, Hk, G * bq * bk * 4, bias) if one_cpu else (B, Hk)
-    parts = (B // rows) * (Hk // few)
-    flat = one_cpu and rows == 1
-    plain = seen.q_positions is None and seen.k_positions is None
-    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk, flat)
-    tables = {
-        "q_index": _cut(seen.q_index(Q), nq, bq),
-        "k_index": _cut(seen.k_index(K), nk, bk),
-        "q_ids": None if q_ids is None else _cut(q_ids, nq, bq),
-        "k_ids": None if k_ids is None else _cut(k_ids, nk, bk),
-    }
-
-    def laid(x: Array, count: int, size: int, *queries: int) -> Array:
-        """[B, length, Hk G, D] -> [parts, count, rows, few, G, size, D]; G, size as `queries`, if flat no rows."""
-        x = _padded(x, count * size).reshape(B // rows, rows, count, size, Hk // few, few, -1, x.shape[-1])
-        x = x.transpose(0, 4, 2, 1, 5, 6, 3, 7)
-        return x.reshape(parts, count, *((few,) if flat else (rows, few)), *queries, x.shape[-1])
-
-    scaled = q * jnp.asarray(scale, q.dtype)
-    given = (
-        jnp.arange(parts),
-        laid(scaled, nq, bq, *((G * bq,) if flat else (G, bq))),
-        laid(k, nk, bk, bk),
-        laid(v, nk, bk, bk),
-    )
-
-    def some(given: Any) -> Array:
-        part, q, k, v = given
-        row = part // (Hk // few)
-        mine = jax.tree.map(lambda x: x if rows == B or x.shape[1] == 1 else x[:, row][:, None], tables)
-        return _attend(spec, q, k, v, bias, mine)
-
-    o = jax.lax.map(some, given) if parts > 1 else some(jax.tree.map(lambda x: x[0], given))[None]
-    o = o.reshape(B // rows, Hk // few, nq, rows, few, G, bq, E).transpose(0, 3, 2, 6, 1, 4, 5, 7)
-    return o.reshape(B, nq * bq, H, E)[:, :Q].astype(v.dtype)
-
-
-def _blocks(length: int, most: int) -> tuple[int, int]:
-    """How many blocks, and of how many tokens: the fewest of at most `most`, and then the smallest."""
-    count = -(-length // most)
-    return count, _round_up(-(-length // count), 8)
-
-
-def _round_up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
-
-
-def _padded(x: Array, length: int) -> Array:
-    """Zeros behind, along dim 1."""
-    missing = length - x.shape[1]
-    return jnp.pad(x, ((0, 0), (0, missing), *((0, 0),) * (x.ndim - 2))) if missing else x
-
-
-def _cut(x: Array, count: int, size: int) -> Array:
-    """[b, length] -> [count, b, size], padded by zeros."""
-    return _padded(x, count * size).reshape(x.shape[0], count, size).swapaxes(0, 1)
-
-
-def _together(rows: int, heads: int, each: int, bias: Any) -> tuple[int, int]:
-    """How many rows and key-value heads go through one CPU's blocks together, where a head's logits take `each` bytes.
-
-    So many heads of a row as leave the logits in the cores' caches, or all where a bias is made for all at once.
-    """
-    if isinstance(bias, _Whole):
-        return rows, heads
-    if bias is not None:
-        return 1, heads
-    room = CACHE * (os.cpu_count() or 1) / each
-    divisors = [h for h in range(1, heads + 1) if heads % h == 0]
-    return 1, min(divisors, key=lambda h: abs(math.log(h / room)))
-
-
-def _sequence_shards() -> int:
-    """Into how many parts the mesh that is being traced for splits a sequence."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get("sequence", 1)
-
-
-@jax.tree_util.register_pytree_node_class
-class _Whole:
-    """A bias given as an array [b, H, Q, K], cut by index."""
-
-    def __init__(self, array: Any):
-        self.array = array
-
-    @classmethod
-    def make(cls, bias: Array, heads: int, queries: int, keys: int, padded_q: int, padded_k: int) -> "_Whole":
-        whole = jnp.broadcast_shapes(jnp.shape(bias), (1, heads, queries, keys))
-        bias = jnp.broadcast_to(bias, whole).astype(jnp.float32)
-        return cls(jnp.pad(bias, ((0, 0), (0, 0), (0, padded_q - queries), (0, padded_k - keys))))
-
-    def tree_flatten(self):
-        return (self.array,), None
-
-    @classmethod
-    def tree_unflatten(cls, _, leaves):
-        return cls(*leaves)
-
-
-@dataclass(frozen=True)
-class _Spec:
-    """What is known before the loops run."""
-
-    causal: bool
-    window: int | None
-    plain: bool
-    """Positions are 0, 1, 2 ..."""
-    segments: bool
-    bq: int
-    bk: int
-    nq: int
-    nk: int
-    flat: bool
-    """Dims are [h, keys, q] and not [n, h, keys, g, q]."""
-
-    @property
-    def tokens(self) -> int:
-        """How many dims queries have."""
-        return 1 if self.flat else 2
-
-    @property
-    def keys(self) -> int:
-        """The dim of keys among logits, and of channels among columns."""
-        return 1 if self.flat else 2
-
-    def product(self, dims: str, a: Array, b: Array) -> Array:
-        """`jnp.einsum` in each row and head, where q stands for all dims of queries; float32."""
-        rows, queries = ("h", "q") if self.flat else ("nh", "gq")
-        left, right, out = (rows + term.replace("q", queries) for term in re.split(",|->", dims))
-        return jnp.einsum(f"{left},{right}->{out}", a, b, preferred_element_type=jnp.float32)
-
-    def columns(self, x: Array, tokens: int = 1) -> Array:
-        """Channels [..., C] before the last `tokens` dims; on one CPU in memory too, as a product that folds the change
-        in would read out of order at every use."""
-        x = jnp.moveaxis(x, -1, x.ndim - 1 - tokens)
-        return jax.lax.optimization_barrier(x) if self.flat else x
-
-    def rows(self, x: Array) -> Array:
-        """Columns of queries as rows [..., C] again."""
-        x = jnp.moveaxis(x, x.ndim - 1 - self.tokens, -1)
-        return jax.lax.optimization_barrier(x) if self.flat else x
-
-    def of_queries(self, i: Any) -> list[tuple[Any, Any, bool]]:
-        """Ranges of the blocks of keys that block i of queries may see: (first, end, whether some pair is hidden)."""
-        back, ahead = self._reach()
-        return self._ranges(i * self.bq, self.bq, self.bk, self.nk, back, ahead)
-
-    def of_keys(self, j: Any) -> list[tuple[Any, Any, bool]]:
-        """The same for the blocks of queries that may see block j of keys."""
-        back, ahead = self._reach()
-        return self._ranges(j * self.bk, self.bk, self.bq, self.nq, ahead, back)
-
-    def _reach(self) -> tuple[int | None, int | None]:
-        """How far back and ahead a query sees; None: without end."""
-        if not self.plain:
-            return None, None
-        reach = None if self.window is None else self.window - 1
-        return reach, 0 if self.causal else reach
-
-    def _ranges(
-        self, at: Any, size: int, unit: int, count: int, back: int | None, ahead: int | None
-    ) -> list[tuple[Any, Any, bool]]:
-        """Of `count` blocks of `unit` tokens, for the tokens [at, at + size)."""
-        hidden = self.segments or not self.plain
-        if count == 1:
-            return [(0, 1, hidden or back is not None or ahead is not None)]
-        last = at + size - 1
-        first, low = (0, 0) if back is None else (jnp.maximum((at - back) // unit, 0), -((back - last) // unit))
-        end, high = (count, count)
-        if ahead is not None:
-            end, high = jnp.minimum((last + ahead) // unit + 1, count), (at + ahead + 1) // unit
-        if hidden:
-            return [(first, end, True)]
-        low = jnp.clip(low, first, end)
-        high = jnp.clip(high, low, end)
-        before, after = [(first, low, True)], [(high, end, True)]
-        return [*(before if back is not None else []), (low, high, False), *(after if ahead is not None else [])]
-
-
-def _over(ranges: list[tuple[Any, Any, bool]], count: int, add: Any, carry: Any) -> Any:
-    """`add(block, carry, masked)` for all blocks of the ranges."""
-    for first, end, masked in ranges:
-        if count == 1:
-            carry = add(0, carry, masked)
-        else:
-            carry = jax.lax.fori_loop(first, end, functools.partial(_flip, add, masked), carry)
-    return carry
-
-
-def _flip(add: Any, masked: bool, block: Any, carry: Any) -> Any:
-    return add(block, carry, masked)
-
-
-def _at(x: Any, i: Any) -> Any:
-    return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), x)
-
-
-def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, heads: int) -> Array:
-    """float32, as it broadcasts to logits of so many key-value heads."""
-    if isinstance(bias, _Whole):
-        b, H = bias.array.shape[:2]
-        part = jax.lax.dynamic_slice(bias.array, (0, 0, i * spec.bq, j * spec.bk), (b, H, spec.bq, spec.bk))
-    else:
-        part = bias(_at(tables["q_index"], i)[0], _at(tables["k_index"], j)[0])[None]
-    part = part.astype(jnp.float32).reshape(part.shape[0], heads, -1, spec.bq, spec.bk).transpose(0, 1, 4, 2, 3)
-    return part.reshape(heads, spec.bk, -1) if spec.flat else part
-
-
-def _block_logits(spec: _Spec, q_i: Array, k_j: Array, bias: Any, i: Any, j: Any, tables: Any, masked: bool) -> Array:
-    """Of queries as columns and keys as rows; float32, HIDDEN where a key is not seen."""
-    s = spec.product("kd,dq->kq", k_j, q_i)
-    if bias is not None:
-        s = s + _block_bias(spec, bias, i, j, tables, k_j.shape[-3])
-    if not masked:
-        return s
-    ids = (None, None) if tables["q_ids"] is None else (_at(tables["q_ids"], i), _at(tables["k_ids"], j))
-    if spec.plain:
-        q_index, k_index = (jnp.arange(b)[None] + at * b for b, at in ((spec.bq, i), (spec.bk, j)))
-    else:
-        q_index, k_index = _at(tables["q_index"], i), _at(tables["k_index"], j)
-    mask = _mask(spec.causal, spec.window, q_index, k_index, *ids, k_first=True)
-    if mask is None:
-        return s
-    mask = jnp.tile(mask, s.shape[-1] // spec.bq) if spec.flat else mask[:, None, :, None]
-    return jnp.where(mask, s, HIDDEN)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Array:
-    return _attend_forward(spec, q, k, v, bias, tables)[0]
-
-
-def _attend_forward(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables: Any) -> Any:
-    """o [nq, n, h, g, bq, E] float32, and what is kept.
-
-    q [nq, n, h, g, bq, D], k [nk, n, h, bk, D], v [nk, n, h, bk, E]. A row of ones under the columns of v sums the
-    weights in the product that sums the values.
-    """
-    columns = spec.columns(v)
-    columns = jnp.concatenate([columns, jnp.ones_like(columns[..., :1, :])], -2)
-    keys, E = spec.keys, v.shape[-1]
-
-    def of_queries(_, i):
-        q_i = spec.columns(_at(q, i), spec.tokens)
-
-        def add(j, carry, masked):
-            m, o = carry
-            s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
-            m_new = jnp.maximum(m, s.max(keys))
-            p = jnp.exp(s - jnp.expand_dims(m_new, keys))
-            new = spec.product("ek,kq->eq", _at(columns, j), p.astype(v.dtype))
-            return m_new, o * jnp.expand_dims(jnp.exp(m - m_new), keys) + new
-
-        rows = q.shape[1:-1]
-        start = (jnp.full(rows, FLOOR), jnp.zeros((*rows[:keys], E + 1, *rows[keys:])))
-        m, o = _over(spec.of_queries(i), spec.nk, add, start)
-        total = jax.lax.index_in_dim(o, E, keys, keepdims=False)
-        some = total > 0
-        total = jnp.where(some, total, 1)
-        o = jax.lax.slice_in_dim(o, 0, E, axis=keys) / jnp.expand_dims(total, keys)
-        return None, (spec.rows(o), jnp.where(some, m + jnp.log(total), 0))
-
-    _, (o, lse) = jax.lax.scan(of_queries, None, jnp.arange(spec.nq))
-    return o, (q, k, v, bias, tables, o, lse)
-
-
-def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
-    """With p = exp(s - lse): dv = p do, dp = v do^T, ds = p (dp - sum(do o)), dk = ds q, dq = ds^T k."""
-    q, k, v, bias, tables, o, lse = kept
-    keys = spec.keys
-    delta = (do * o).sum(-1)
-    do = do.astype(v.dtype)
-    q_columns, do_columns = (spec.columns(x, spec.tokens) for x in (q, do))
-
-    def of_keys(carry, j):
-        k_j, v_j = _at(k, j), _at(v, j)
-        k_columns = spec.columns(k_j)
-
-        def add(i, carry, masked):
-            dq, dbias, dk, dv = carry
-            s = _block_logits(spec, _at(q_columns, i), k_j, bias, i, j, tables, masked)
-            p = jnp.exp(s - jnp.expand_dims(_at(lse, i), keys))
-            dv = dv + spec.product("kq,qe->ke", p.astype(do.dtype), _at(do, i))
-            dp = spec.product("ke,eq->kq", v_j, _at(do_columns, i))
-            ds = p * (dp - jnp.expand_dims(_at(delta, i), keys))
-            if bias is not None:
-                part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, k_j.shape[-3]), bias)
-                of_bias = ds if part.shape == ds.shape else ds.sum(0, keepdims=True)
-                dbias = jax.tree.map(jnp.add, dbias, pull(of_bias)[0])
-            ds = ds.astype(q.dtype)
-            dk = dk + spec.product("kq,qd->kd", ds, _at(q, i))
-            new = spec.product("dk,kq->dq", k_columns, ds)
-            return jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + new, i, 0), dbias, dk, dv
-
-        zeros = (jnp.zeros(k_j.shape, jnp.float32), jnp.zeros(v_j.shape, jnp.float32))
-        dq, dbias, dk, dv = _over(spec.of_keys(j), spec.nq, add, (*carry, *zeros))
-        return (dq, dbias), (dk.astype(k.dtype), dv.astype(v.dtype))
-
-    start = (jnp.zeros(q_columns.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias))
-    (dq, dbias), (dk, dv) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
-    nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tables)
-    return spec.rows(dq).astype(q.dtype), dk, dv, dbias, nothing
-
-
-_attend.defvjp(_attend_forward, _attend_backward)

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 from jax import lax
 from jaxtyping import Array
 
-from flashjax.ops.platform import traced_for
+from flashjax.ops.platform import on_one_cpu
 
 
 def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any, **options: Any) -> Array:
@@ -15,9 +14,7 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any
     Over two dims of tokens the kernel's gradient is a sum over two, for which XLA for CPUs first transposes what comes
     back into memory of its own. On a mesh of several devices dims stay apart, as they are split.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    plain = traced_for() == "cpu" and (mesh.empty or mesh.size == 1)
-    if not plain or x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
+    if not on_one_cpu() or x.ndim < 3 or dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
         return lax.dot_general(x, kernel, dimension_numbers, *arguments, **options)
     flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), *arguments, **options)
     return flat.reshape(*x.shape[:-1], kernel.shape[1])

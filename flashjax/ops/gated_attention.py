@@ -18,8 +18,8 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from flashjax.ops.attention import HIDDEN
 from flashjax.ops.cache import write
+from flashjax.ops.pairs import HIDDEN
 
 Heads = Float[Array, "B N s"]
 Values = Float[Array, "B N e"]

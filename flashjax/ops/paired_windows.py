@@ -16,11 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flashjax.ops.loop import keep
+from flashjax.ops.pairs import HIDDEN
 from flashjax.ops.tpu_kernel import LANES
 from flashjax.ops.windows import rolled_by_sums
-
-APART = -1e30
-"""The logit of two tokens of different windows: its exponential is 0."""
 
 
 def together(size: tuple[int, int], window: int) -> int:
@@ -80,7 +78,7 @@ def _offsets(window: int, table_window: int, count: int) -> np.ndarray:
 def position_bias(
     table: Float[Array, "offsets h"], window: int, table_window: int, count: int
 ) -> Float[Array, "1 h N N"]:
-    """float32, keys by queries: the bias of each pair of tokens of a rectangle of `count` windows, `APART` where they
+    """float32, keys by queries: the bias of each pair of tokens of a rectangle of `count` windows, `HIDDEN` where they
     are in different ones.
 
     The table has (2T-1)^2 rows for a window of side T = `table_window`, as of `windows.relative_position_index`. Looked
@@ -92,7 +90,7 @@ def position_bias(
     bias = jnp.einsum(
         "oh,op->hp", table.astype(jnp.float32), one.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
     )
-    apart = np.where(offsets >= 0, np.float32(0), np.float32(APART))
+    apart = np.where(offsets >= 0, np.float32(0), np.float32(HIDDEN))
     return bias.reshape(1, heads, tokens, tokens) + apart
 
 

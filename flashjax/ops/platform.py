@@ -20,6 +20,12 @@ def traced_for() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def on_one_cpu() -> bool:
+    """Whether what is traced is for a single CPU device, on which nothing is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return traced_for() == "cpu" and (mesh.empty or mesh.size == 1)
+
+
 @functools.cache
 def compiler_options(*, backward: bool, platform: str | None = None) -> dict[str, str]:
     """What a program is compiled with (`jax.jit(compiler_options=...)`) for devices of `platform`, where None those of

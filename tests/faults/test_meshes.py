@@ -12,7 +12,7 @@ from flashjax import models
 from flashjax.training import MeshConfig, Program, sharding
 from tests.golden.tiny import tiny
 from tests.golden.tiny_resnet import tiny_resnet
-from tests.golden.tiny_text import MODELS, tiny_text
+from tests.golden.tiny_text import MIXERS, MODELS, tiny_text
 
 pytestmark = pytest.mark.faults
 
@@ -25,7 +25,7 @@ FAMILIES = {
     "swin": functools.partial(tiny, PRESETS["tiny_1k"]),
     "swinv2": functools.partial(tiny, PRESETS["v2_tiny_w8"]),
     "resnet": functools.partial(tiny_resnet, "resnet20_cifar"),
-    **{name: functools.partial(tiny_text, name) for name in MODELS},
+    **{name: functools.partial(tiny_text, name) for name in MODELS | MIXERS},
 }
 """A tiny experiment, by its mesh, for each kind of model."""
 MESHES = {
@@ -38,8 +38,10 @@ MESHES = {
     "sequence and tensor": MeshConfig(data=1, fsdp=2, sequence=2, tensor=2),
 }
 FEWER = {"swin": ("data", "fsdp", "tensor", "hybrid", "all"), "resnet": ("fsdp", "hybrid")}
-"""What families that are no language models have: images are no sequence, convolutions are not split by tensor."""
+"""What families that are no language models have: images are no sequence, convolutions are not split by tensor. And
+mixers, whose block was on all meshes with others."""
 FEWER["swinv2"] = FEWER["swin"]
+FEWER |= {name: ("sequence and tensor",) for name in MIXERS.keys() - MODELS.keys()}
 CELLS = [(family, mesh) for family in FAMILIES for mesh in FEWER.get(family, MESHES)]
 
 

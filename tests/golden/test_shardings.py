@@ -7,6 +7,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from configs.swin_imagenet import PRESETS, RULES
 from experiments.swin_imagenet import objective
 from flashjax import models
 from flashjax.models.resnet import ResNet
+from flashjax.recipes import language
 from flashjax.training import MeshConfig
 from flashjax.training.mesh import make_mesh
 from flashjax.training.parameters import parameter_rows
@@ -27,6 +29,13 @@ FAMILIES = (
     *("v2_tiny_w8", "v2_base_22k_to_1k_256"),
 )
 RESNETS = ("resnet20_cifar", "resnet50", "wrn_28_10")
+TEXT = {
+    **{name: {} for name in ("flash_base", "flash_quad_base", "gau_base", "transformer_base", "transformer_pp_base")},
+    **{name: {} for name in ("gpt2", "smollm2_135m", "qwen3_0_6b")},
+    **{mixer: {"mixer": mixer} for mixer in ("retnet", "gla", "mamba2", "gated_delta_net", "longformer")},
+    **{mixer: {"mixer": mixer, "causal": False} for mixer in ("linformer", "nystromformer")},
+}
+"""Language models by name, and `transformer_base` with the mixers that have parameters of their own."""
 
 
 @functools.cache
@@ -47,9 +56,22 @@ def resnet_parameters(name: str):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))["params"]
 
 
-@pytest.mark.parametrize("preset", [*FAMILIES, *RESNETS])
+def text_parameters(name: str):
+    """The same of a language model."""
+    model = models.create("transformer_base" if "mixer" in TEXT[name] else name, depth=1, **TEXT[name])
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 256), jnp.int32)))["params"]
+
+
+def placed(name: str):
+    """Parameters, and the rules by which they are split."""
+    if name in TEXT:
+        return text_parameters(name), language.RULES
+    return (resnet_parameters(name), FSDP_RULES) if name in RESNETS else (parameters(name), RULES)
+
+
+@pytest.mark.parametrize("preset", [*FAMILIES, *RESNETS, *TEXT])
 def test_shardings(preset):
-    params, rules = (resnet_parameters(preset), FSDP_RULES) if preset in RESNETS else (parameters(preset), RULES)
+    params, rules = placed(preset)
     mesh = make_mesh(MESH)
     lint(params, rules, mesh)
     rows = parameter_rows(params, shardings_for(params, rules, mesh))

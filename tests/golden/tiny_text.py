@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from flashjax.layers import attention
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.objectives.language import LanguageModelling, Masking
@@ -59,6 +60,32 @@ MODELS: dict[str, tuple[type[nn.Module], Any]] = {
     "flash_quad_encoder": (Flash, FlashConfig(**_GATED, kind="quad", causal=False, norm="scalenorm", query_block=0)),
 }
 """Name in the golden files: module, configuration. Encoders guess hidden tokens."""
+_OPTIONS = {
+    "performer": "features=8, chunk=8",
+    "sliding_window": "window=8",
+    "dilated": "window=4, dilation=2",
+    "strided": "stride=4",
+    "fixed": "block=8, summary=2",
+    "longformer": "window=8, global_tokens=1",
+    "bigbird": "block=4, random=1",
+    "linformer": "rank=8",
+    "nystromformer": "landmarks=4",
+    **{name: "chunk=8" for name in ("katharopoulos", "efficient", "taylor", "cosformer", "retnet", "gla", "mamba2")},
+    **{name: "chunk=8" for name in ("delta_net", "gated_delta_net")},
+}
+MIXERS: dict[str, tuple[type[nn.Module], Any]] = {
+    name: (
+        Transformer,
+        TransformerConfig(
+            **_COMMON,
+            causal=name not in ("linformer", "nystromformer", "bigbird"),
+            mixer=name,
+            mixer_options=_OPTIONS.get(name, ""),
+        ),
+    )
+    for name in attention.names()
+}
+"""A Transformer with each mixer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +122,8 @@ class FixedTokens:
 
 
 def tiny_text(name: str, mesh: MeshConfig) -> Experiment:
-    """The experiment of a row of `MODELS` on `mesh`."""
-    module, model = MODELS[name]
+    """The experiment of a row of `MODELS`, or of one of `MIXERS`, on `mesh`."""
+    module, model = (MODELS | MIXERS)[name]
     data = FixedTokens(causal=model.causal)
     masking = None if model.causal else Masking(mask_token=VOCAB - 1)
     optimizer = OptimizerConfig(learning_rate=5e-3, clip_norm=1.0, schedule=ScheduleConfig(warmup_steps=3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flashjax.layers.bias import AlibiBias, BucketBias
-from flashjax.ops import attention
+from flashjax.ops import blocked_attention
 from flashjax.ops.attention import dot_product_attention
 
 B, N, H, HK, D, E = 2, 37, 4, 2, 8, 6
@@ -26,8 +26,8 @@ CASES = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     for block in ("BLOCK", "CPU_BLOCK"):
-        monkeypatch.setattr(attention, block, 8)  # several blocks, and a last one that is not full
-    monkeypatch.setattr(attention, "CACHE", 8 * 8 * 4)  # heads go one by one
+        monkeypatch.setattr(blocked_attention, block, 8)  # several blocks, and a last one that is not full
+    monkeypatch.setattr(blocked_attention, "CACHE", 8 * 8 * 4)  # heads go one by one
 
 
 def draw(*shape, seed=0):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, visible
 from flashjax.layers.attention.pattern import finish, heads_first, numbered
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BigBird(Mixer):
         B, N, H, D = q.shape
         mask = self.block_mask(H, -(-N // self.block)).repeat(self.block, 1).repeat(self.block, 2)[:, :N, :N]
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * D**-0.5
-        weights = block.masked_softmax(logits, mask & visible(segment_ids, B, N, causal)[:, None])
+        weights = over.masked_softmax(logits, mask & visible(segment_ids, B, N, causal)[:, None])
         return jnp.einsum("bhqk,bkhe->bqhe", weights, v).astype(v.dtype)
 
     def parallel(
@@ -79,9 +79,9 @@ class BigBird(Mixer):
         ids = numbered(segment_ids, B, N)
         L = -(-N // b)
         if L <= 2:  # all blocks are global
-            return finish(block.partial(q, k, v, block.same(ids, ids)[:, None]), dtype=v.dtype)
-        qs, ks, vs = (block.to_blocks(x, b, 2) for x in (q, k, v))  # [B, H, L, b, D]
-        of = block.to_blocks(ids, b, 1)[:, None]  # [B, 1, L, b]
+            return finish(over.partial(q, k, v, over.same(ids, ids)[:, None]), dtype=v.dtype)
+        qs, ks, vs = (over.to_blocks(x, b, 2) for x in (q, k, v))  # [B, H, L, b, D]
+        of = over.to_blocks(ids, b, 1)[:, None]  # [B, 1, L, b]
 
         def near(x: Array) -> Array:
             return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
@@ -90,23 +90,23 @@ class BigBird(Mixer):
             return jnp.concatenate([x[:, :, :1], x[:, :, -1:]], axis=3)
 
         inner, of_inner = qs[:, :, 1:-1], of[:, :, 1:-1]
-        window = block.partial(inner, near(ks), near(vs), block.same(of_inner, near(of)))
+        window = over.partial(inner, near(ks), near(vs), over.same(of_inner, near(of)))
         row = np.arange(1, L - 1)[:, None]
         apart = np.repeat((row != (1, L - 2)), b, axis=1)[:, None]  # the edge is not in the window already
-        edge = block.partial(inner, edges(ks), edges(vs), block.same(of_inner, edges(of)) & apart)
+        edge = over.partial(inner, edges(ks), edges(vs), over.same(of_inner, edges(of)) & apart)
         parts = [window, edge]
         chosen = self.random_blocks(H, L)
         if chosen.size:
             rows, real = np.maximum(chosen, 0), np.repeat(chosen >= 0, b, axis=2)[:, :, None]
             k_drawn, v_drawn = (_blocks_of(x, rows) for x in (ks, vs))
             of_drawn = of[:, 0][:, rows].reshape(B, H, L - 2, -1)
-            parts.append(block.partial(inner, k_drawn, v_drawn, block.same(of_inner, of_drawn) & real))
-        o = block.combine(*parts)
-        outer = block.combine(block.partial(edges(qs)[:, :, 0], k, v, block.same(edges(of)[:, 0, 0], ids)[:, None]))[
+            parts.append(over.partial(inner, k_drawn, v_drawn, over.same(of_inner, of_drawn) & real))
+        o = over.combine(*parts)
+        outer = over.combine(over.partial(edges(qs)[:, :, 0], k, v, over.same(edges(of)[:, 0, 0], ids)[:, None]))[
             :, :, None
         ]
         o = jnp.concatenate([outer[..., :b, :], o, outer[..., b:, :]], axis=2)
-        return block.from_blocks(o, N, 2).swapaxes(1, 2).astype(v.dtype)
+        return over.from_blocks(o, N, 2).swapaxes(1, 2).astype(v.dtype)
 
 
 def _blocks_of(x: Array, rows: np.ndarray) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
 from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Dilated(Pattern):
         for d in np.unique(dilations):
             chosen = np.flatnonzero(dilations == d)
             q_d, k_d, v_d = (residues(x[:, chosen], int(d), 2) for x in heads)
-            part = block.window(q_d, k_d, v_d, residues(ids, int(d), 1), before, after)
+            part = over.window(q_d, k_d, v_d, residues(ids, int(d), 1), before, after)
             parts.append(jax.tree.map(lambda x, d=int(d): together(x, d, ids.shape[1]), part))
         order = np.argsort(np.argsort(dilations, kind="stable"))  # a head's place among the parts
         part = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1)[:, order], *parts)
@@ -69,11 +69,11 @@ class Dilated(Pattern):
 
 def residues(x: Array, d: int, axis: int) -> Array:
     """Tokens of one residue mod d become a row of their own: [B, ..., N, ...] -> [B d, ..., N / d, ...]."""
-    x = jnp.moveaxis(block.to_blocks(x, d, axis), axis + 1, 1)  # [B, d, ..., N / d, ...]
+    x = jnp.moveaxis(over.to_blocks(x, d, axis), axis + 1, 1)  # [B, d, ..., N / d, ...]
     return x.reshape(-1, *x.shape[2:])
 
 
 def together(x: Array, d: int, length: int) -> Array:
     """The other way, on [B d, H, N / d, ...]."""
     x = jnp.moveaxis(x.reshape(-1, d, *x.shape[1:]), 1, 3)
-    return block.from_blocks(x, length, 2)
+    return over.from_blocks(x, length, 2)

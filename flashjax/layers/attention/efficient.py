@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values, visible
 from flashjax.layers.attention.kernel import Kernel
 from flashjax.ops import linear_attention as linear
+from flashjax.ops.pairs import HIDDEN
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Efficient(Kernel):
             return super().reference(q, k, v, segment_ids=segment_ids)
         B, N = q.shape[:2]
         seen = visible(segment_ids, B, N, causal=False)[:, None, None]
-        k = jnp.where(seen, jnp.einsum("bjhd->bhdj", k)[:, :, :, None], -1e30)  # [B, H, D, N, N]
+        k = jnp.where(seen, jnp.einsum("bjhd->bhdj", k)[:, :, :, None], HIDDEN)  # [B, H, D, N, N]
         w = jnp.einsum("bihd,bhdij->bhij", self.query_features(q, q), jnp.where(seen, jax.nn.softmax(k, -1), 0))
         return jnp.einsum("bhij,bjhe->bihe", w, v.astype(w.dtype)).astype(v.dtype)
 

@@ -20,8 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, visible
 from flashjax.layers.positions import positions_of
 from flashjax.ops import linear_attention as linear
-
-_LEAST = -1e30  # the largest exponent of no key
+from flashjax.ops.pairs import HIDDEN
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Kernel(Mixer):
             "z": jnp.zeros((batch, heads, features)),
             "position": jnp.zeros((batch,), jnp.int32),
         }
-        return state | ({"level": jnp.full((batch, heads), _LEAST)} if self.exponential() else {})
+        return state | ({"level": jnp.full((batch, heads), HIDDEN)} if self.exponential() else {})
 
     def prefill(
         self, q: Queries, k: Keys, v: Values, valid: Bool[Array, "B N"], state: dict[str, Array], **inputs: Array
@@ -127,7 +126,7 @@ class Kernel(Mixer):
         if self.exponential():
             own = jax.lax.stop_gradient(self.level(k, **inputs))
             before = state["level"][:, None].astype(own.dtype)
-            path = jax.lax.cummax(jnp.concatenate([before, jnp.where(real, own, _LEAST)], 1), axis=1)
+            path = jax.lax.cummax(jnp.concatenate([before, jnp.where(real, own, HIDDEN)], 1), axis=1)
             decay, state = path[:, :-1] - path[:, 1:], state | {"level": path[:, -1]}
             level = jnp.where(real, path[:, 1:], own)
         phi = self.query_features(q, positions, **inputs)

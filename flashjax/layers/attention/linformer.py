@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values
 from flashjax.layers.attention.documents import Slots, document_slots
-from flashjax.ops.block_attention import masked_softmax
+from flashjax.ops.partial_attention import masked_softmax
 
 
 class SequenceProjections(nn.Module):

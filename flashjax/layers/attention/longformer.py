@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, State, Values, visible
 from flashjax.layers.attention.pattern import Pattern, attend, finish, heads_first, numbered, remember
 from flashjax.layers.positions import positions_of
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
+from flashjax.ops.pairs import HIDDEN
 
 
 class GlobalProjections(nn.Module):
@@ -74,7 +75,7 @@ class Longformer(Pattern):
         o = super().reference(q, k, v, causal=causal, segment_ids=segment_ids)
         B, N, _, D = q.shape
         logits = jnp.einsum("bqhd,bkhd->bhqk", global_query, global_key) * D**-0.5
-        weights = block.masked_softmax(logits, visible(segment_ids, B, N, causal)[:, None])
+        weights = over.masked_softmax(logits, visible(segment_ids, B, N, causal)[:, None])
         o_global = jnp.einsum("bhqk,bkhe->bqhe", weights, global_value).astype(v.dtype)
         is_global = positions_of(numbered(segment_ids, B, N)) < self.global_tokens
         return jnp.where(is_global[..., None, None], o_global, o)
@@ -99,12 +100,12 @@ class Longformer(Pattern):
         # Global keys are a part of their own: the window does not see them.
         before, after = (self.window - 1, 0) if causal else (self.window // 2,) * 2
         q_first, k_first, v_first = heads_first(q, k, v)
-        near = block.window(q_first, k_first, v_first, ids, before, after, jnp.where(position < g, 0, ids))
+        near = over.window(q_first, k_first, v_first, ids, before, after, jnp.where(position < g, 0, ids))
         keys, values, there = (_firsts(x, start, g) for x in (k, v, position))
         mask = (there == np.arange(g)) & (ids > 0)[..., None]
         if causal:
             mask &= np.arange(g) <= position[..., None]
-        far = block.partial(q[..., None, :], keys.swapaxes(2, 3), values.swapaxes(2, 3), mask[:, :, None, None])
+        far = over.partial(q[..., None, :], keys.swapaxes(2, 3), values.swapaxes(2, 3), mask[:, :, None, None])
         far = jax.tree.map(lambda x: jnp.moveaxis(x, 3, 1)[:, 0].swapaxes(1, 2), far)
         o_global = self._global_rows(global_query, global_key, global_value, ids > 0, position, start, causal)
         return jnp.where((position < g)[..., None, None], o_global.astype(v.dtype), finish(near, far, dtype=v.dtype))
@@ -116,7 +117,7 @@ class Longformer(Pattern):
         g = min(self.global_tokens, q.shape[1])
         logits = jnp.einsum("bnghd,bnhd->bngh", _firsts(q, start, g), k) * q.shape[-1] ** -0.5
         mask = real[..., None] & (position[..., None] <= np.arange(g) if causal else True)
-        logits = jnp.where(mask[..., None], logits.astype(jnp.promote_types(q.dtype, jnp.float32)), block.NOTHING)
+        logits = jnp.where(mask[..., None], logits.astype(jnp.promote_types(q.dtype, jnp.float32)), HIDDEN)
         largest = _over_documents(jax.lax.stop_gradient(logits), start, jax.ops.segment_max, jnp.max)
         weights = jnp.where(mask[..., None], jnp.exp(logits - largest), 0)
         total = _over_documents(weights[..., None] * v[:, :, None], start, jax.ops.segment_sum, jnp.sum)

@@ -13,7 +13,7 @@ from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segmen
 from flashjax.layers.attention.documents import Slots, document_slots
 from flashjax.layers.attention.pattern import numbered
 from flashjax.layers.initializers import torch_uniform
-from flashjax.ops.block_attention import masked_softmax, same
+from flashjax.ops.partial_attention import masked_softmax, same
 
 
 class ResidualConvolution(nn.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, State, Values, visible
 from flashjax.layers.positions import positions_of
-from flashjax.ops.block_attention import Partial, combine, masked_softmax
+from flashjax.ops.partial_attention import Partial, combine, masked_softmax
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Int
 
 from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
 from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class SlidingWindow(Pattern):
         before, after = (self.window - 1, 0) if causal else (self.window // 2,) * 2
         ids = numbered(segment_ids, *q.shape[:2])
         q, k, v = heads_first(q, k, v)
-        return finish(block.window(q, k, v, ids, before, after), dtype=v.dtype)
+        return finish(over.window(q, k, v, ids, before, after), dtype=v.dtype)

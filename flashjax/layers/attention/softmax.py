@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from flashjax.layers.attention.base import Mixer, Outputs, Segments, visible
 from flashjax.ops.attention import Implementation, cached_attention, dot_product_attention
 from flashjax.ops.cache import write
+from flashjax.ops.pairs import HIDDEN
 
 Cache = dict[str, Array]
 
@@ -59,7 +60,7 @@ class Softmax(Mixer):
         logits = logits * (self.scale or q.shape[-1] ** -0.5)
         if bias is not None:
             logits = logits + jnp.asarray(bias(index, index) if callable(bias) else bias)
-        logits = jnp.where(seen[:, None], logits, -1e30)
+        logits = jnp.where(seen[:, None], logits, HIDDEN)
         weights = jnp.exp(logits - logits.max(-1, keepdims=True)) * seen[:, None]
         weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
         return jnp.einsum("bhij,bjhe->bihe", weights.astype(v.dtype), v)

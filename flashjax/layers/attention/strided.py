@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
 from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Strided(Pattern):
         N, stride = q.shape[1], self.stride
         ids = numbered(segment_ids, *q.shape[:2])
         q, k, v = heads_first(q, k, v)
-        near = block.window(q, k, v, ids, stride, 0 if causal else stride)
+        near = over.window(q, k, v, ids, stride, 0 if causal else stride)
         # Rows of l tokens under one another: column c holds the tokens of residue c, [B, H, l, N / l, D].
-        q, k, v = (block.to_blocks(x, stride, 2).swapaxes(2, 3) for x in (q, k, v))
-        of = block.to_blocks(ids, stride, 1).swapaxes(1, 2)
+        q, k, v = (over.to_blocks(x, stride, 2).swapaxes(2, 3) for x in (q, k, v))
+        of = over.to_blocks(ids, stride, 1).swapaxes(1, 2)
         row = np.arange(of.shape[2])
         apart = row[:, None] - row  # rows between; those less than two apart are in the window
         mask = (apart if causal else np.abs(apart)) >= 2
-        far = block.partial(q, k, v, mask & block.same(of, of)[:, None])
-        return finish(near, jax.tree.map(lambda x: block.from_blocks(x.swapaxes(2, 3), N, 2), far), dtype=v.dtype)
+        far = over.partial(q, k, v, mask & over.same(of, of)[:, None])
+        return finish(near, jax.tree.map(lambda x: over.from_blocks(x.swapaxes(2, 3), N, 2), far), dtype=v.dtype)

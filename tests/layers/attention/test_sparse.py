@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flashjax.layers import attention
-from flashjax.ops import block_attention as block
+from flashjax.ops import partial_attention as over
 
 N = 23  # no multiple of any block below
 DOCUMENTS = (9, 1, 10)  # and three tokens of padding
@@ -216,7 +216,7 @@ def test_parts_that_share_no_key_are_one_softmax():
     mask[1, :4] = False
 
     def attend(*parts):
-        return block.combine(*(block.partial(q, k[:, :, part], v[:, :, part], mask[:, part]) for part in parts))
+        return over.combine(*(over.partial(q, k[:, :, part], v[:, :, part], mask[:, part]) for part in parts))
 
     whole, cut = jax.jit(lambda: (attend(slice(0, 9)), attend(slice(0, 4), slice(4, 9))))()
     np.testing.assert_allclose(cut, whole, atol=1e-6)
@@ -233,8 +233,8 @@ def test_logits_of_any_size_are_finite():
 
     @jax.jit
     def run(q, k, v):
-        parts = [block.partial(q, k[:, :, i : i + 1], v[:, :, i : i + 1], mask[:, i : i + 1]) for i in range(2)]
-        return block.combine(*parts)
+        parts = [over.partial(q, k[:, :, i : i + 1], v[:, :, i : i + 1], mask[:, i : i + 1]) for i in range(2)]
+        return over.combine(*parts)
 
     np.testing.assert_array_equal(np.asarray(run(q, k, v))[0, 0, :, 0], [1.0, 2.0])
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flashjax.ops.pairs import HIDDEN
+
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
-NOTHING = -1e30  # of a masked logit; finite, so that a row of them has no NaN in its gradient
 
 
 class Partial(NamedTuple):
@@ -30,7 +31,7 @@ class Partial(NamedTuple):
     weight: Array
     """float32 [..., Q]"""
     largest: Array
-    """float32 [..., Q]; NOTHING where no key is seen."""
+    """float32 [..., Q]; HIDDEN where no key is seen."""
 
 
 def partial(q: Float[Array, "*q Q D"], k: Float[Array, "*k K D"], v: Float[Array, "*k K E"], mask: Mask) -> Partial:
@@ -40,9 +41,9 @@ def partial(q: Float[Array, "*q Q D"], k: Float[Array, "*k K D"], v: Float[Array
     """
     exact = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5
-    logits = jnp.where(mask, logits, NOTHING)
+    logits = jnp.where(mask, logits, HIDDEN)
     largest = jax.lax.stop_gradient(logits.max(-1))
-    weights = jnp.exp(logits - jnp.where(largest > NOTHING, largest, 0)[..., None])
+    weights = jnp.exp(logits - jnp.where(largest > HIDDEN, largest, 0)[..., None])
     total = jnp.einsum("...qk,...ke->...qe", weights.astype(v.dtype), v, preferred_element_type=exact)
     return Partial(total, weights.sum(-1), largest)
 
@@ -58,7 +59,7 @@ def combine(*parts: Partial) -> Float[Array, "*q Q E"]:
 
 def masked_softmax(logits: Float[Array, "*b Q K"], mask: Mask) -> Float[Array, "*b Q K"]:
     """Softmax over the keys that `mask` lets through, in float32; rows that see nothing are 0."""
-    logits = jnp.where(mask, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), NOTHING)
+    logits = jnp.where(mask, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), HIDDEN)
     return jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0)
 
 
