@@ -68,8 +68,8 @@ _OPTIONS = {
     "fixed": "block=8, summary=2",
     "longformer": "window=8, global_tokens=1",
     "bigbird": "block=4, random=1",
-    "linformer": "rank=8",
-    "nystromformer": "landmarks=4",
+    "linformer": "rank=8, documents=2",
+    "nystromformer": "landmarks=4, documents=2",
     **{name: "chunk=8" for name in ("katharopoulos", "efficient", "taylor", "cosformer", "retnet", "gla", "mamba2")},
     **{name: "chunk=8" for name in ("delta_net", "gated_delta_net")},
 }
