@@ -12,6 +12,7 @@ import math
 import typing
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,16 @@ def plan_and_program(
     program = Program(experiment, topology.devices)
     traced = program.traced_step.jaxpr
     compiled, wanted = None, None
-    try:
-        compiled = compile_for(program.lower_step(), topology, cache)
-    except OutOfMemoryError as error:
-        wanted = error.wanted
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(compile_for, program.lower_step(), topology, cache)
+        # What is traced alone is traced meanwhile.
+        flops = _flops(traced)
+        flops["useful"] = _useful(launcher_build, config, program, flops)
+        policies = _policies(launcher_build, config, topology, traced)
+        try:
+            compiled = compiling.result()
+        except OutOfMemoryError as error:
+            wanted = error.wanted
     shards = batch_shards(program.mesh)
     plan: Plan = {
         "name": experiment.name,
@@ -95,13 +102,12 @@ def plan_and_program(
             compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles, cores=topology.cores
         )
         plan["notes"] += _unscheduled(costs)
-    plan["flops"] = _flops(traced)
-    plan["flops"]["useful"] = _useful(launcher_build, config, program, plan["flops"])
+    plan["flops"] = flops
     plan["modules"] = _modules(program, traced, costs, shards)
     plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
     plan["memory"] = _memory(program, compiled, wanted, topology)
     plan["time"] = _time(plan, costs, topology) if compiled else None
-    plan["frontier"] = _frontier(launcher_build, config, topology, plan, traced, cache, search)
+    plan["frontier"] = _frontier(launcher_build, topology, plan, policies, cache, search)
     return plan, compiled, program
 
 
@@ -375,7 +381,18 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
     return found
 
 
-def policies(config: RunConfig) -> list[Any]:
+@dataclasses.dataclass(frozen=True)
+class _Policy:
+    """A value of the model's `remat`, and the step that is traced under it."""
+
+    remat: Any
+    config: Any
+    flops: dict[str, int]
+    kept: dict[str, int]
+    """Bytes that the forward pass hands to the backward pass, by module."""
+
+
+def remat_values(config: RunConfig) -> list[Any]:
     """The values that the model's `remat` can have, the configuration's own first; none where it has no such field."""
     model: Any = getattr(config, "model", None)
     if model is None or not hasattr(model, "remat"):
@@ -385,37 +402,38 @@ def policies(config: RunConfig) -> list[Any]:
     return sorted(values, key=lambda value: value != model.remat)
 
 
+def _policies(launcher_build: Build, config: Any, topology: Topology, traced: core.ClosedJaxpr) -> list[_Policy]:
+    """All of them, the configuration's own, whose step is `traced` already, first."""
+    found = []
+    for remat in remat_values(config) or [None]:
+        changed, jaxpr = config, traced
+        if found:
+            changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
+            jaxpr = Program(build(launcher_build, changed), topology.devices).traced_step.jaxpr
+        found.append(_Policy(remat, changed, _flops(jaxpr), activations.kept(jaxpr)))
+    return found
+
+
 def _frontier(
-    launcher_build: Build,
-    config: Any,
-    topology: Topology,
-    plan: Plan,
-    traced: core.ClosedJaxpr,
-    cache: bool,
-    search: bool,
+    launcher_build: Build, topology: Topology, plan: Plan, policies: list[_Policy], cache: bool, search: bool
 ) -> list[dict[str, Any]]:
     """For each remat policy: peak at this batch, largest batch of a device, FLOPs that are computed again."""
     rows: list[dict[str, Any]] = []
-    own = activations.kept(traced)
-    block = max(own.values(), default=0)
-    for policy in policies(config) or [None]:
-        changed, jaxpr = config, traced
-        if rows:
-            changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=policy))
-            jaxpr = Program(build(launcher_build, changed), topology.devices).traced_step.jaxpr
-        flops = _flops(jaxpr)
-        kept = sum(activations.kept(jaxpr).values())
+    own = sum(policies[0].kept.values())
+    block = max(policies[0].kept.values(), default=0)
+    for policy in policies:
+        kept = sum(policy.kept.values())
         row = {
-            "remat": policy,
-            "recomputed_flops": flops["recomputed"],
-            "overhead": flops["all"] / max(plan["flops"]["all"] - plan["flops"]["recomputed"], 1) - 1,
+            "remat": policy.remat,
+            "recomputed_flops": policy.flops["recomputed"],
+            "overhead": policy.flops["all"] / max(plan["flops"]["all"] - plan["flops"]["recomputed"], 1) - 1,
             "kept_bytes_per_device": kept * plan["device_batch"] // plan["batch_size"],
         }
         # Where blocks are computed again, one at a time is there whole.
-        scale = 1.0 if not rows else (kept + (block if kept < sum(own.values()) else 0)) / max(sum(own.values()), 1)
+        scale = 1.0 if not rows else (kept + (block if kept < own else 0)) / max(own, 1)
         rows.append(row | _estimated(plan, scale))
         if search and plan["memory"]["hbm"]:
-            rows[-1] |= _searched(launcher_build, changed, topology, plan, rows[-1], cache)
+            rows[-1] |= _searched(launcher_build, policy.config, topology, plan, rows[-1], cache)
     return rows
 
 
