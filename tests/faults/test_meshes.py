@@ -25,7 +25,7 @@ FAMILIES = {
     "swin": functools.partial(tiny, PRESETS["tiny_1k"]),
     "swinv2": functools.partial(tiny, PRESETS["v2_tiny_w8"]),
     "resnet": functools.partial(tiny_resnet, "resnet20_cifar"),
-    **{name: functools.partial(tiny_text, name) for name in MODELS | MIXERS},
+    **{name: functools.partial(tiny_text, name) for name in MIXERS | MODELS},
 }
 """A tiny experiment, by its mesh, for each kind of model."""
 MESHES = {

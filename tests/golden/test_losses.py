@@ -18,15 +18,18 @@ from tests.golden.tiny_text import MODELS, tiny_text
 
 IMAGES = MeshConfig(data=2, fsdp=2, tensor=2)
 TEXT = MeshConfig(data=2, sequence=2, tensor=2)
+RESNETS = ("resnet20_cifar", "wrn_28_10")
 EXPERIMENTS = {
     **{name: functools.partial(tiny, PRESETS[name], IMAGES) for name in ("tiny_1k", "v2_tiny_w8", "demo")},
     "tiny_22k_to_1k": functools.partial(tiny, PRESETS["tiny_22k_to_1k"], IMAGES),
-    **{name: functools.partial(tiny_resnet, name, IMAGES) for name in ("resnet20_cifar", "wrn_28_10")},
+    **{name: functools.partial(tiny_resnet, name, IMAGES) for name in RESNETS},
     **{name: functools.partial(tiny_text, name, TEXT) for name in MODELS},
 }
 RTOL = 2e-5
 """Of the loss and the gradient's norm, each step. Other meshes differ by 1e-6 over the twenty steps (one device, data 2
 x fsdp 4, this one), of which 5e-7 is the file's rounding."""
+RESNET_RTOL = 5e-4
+"""Of residual networks, whose batch statistics let rounding grow: on another CPU the last steps differed by 1.1e-4."""
 
 
 @pytest.mark.slow  # compiling takes all the time
@@ -41,7 +44,8 @@ def test_losses(name):
             values.append(float(metrics[figure]))
     assert jax.device_count() == 8
     golden = expected("losses.json", name, found, round_to=6)
+    rtol = RESNET_RTOL if name in RESNETS else RTOL
     for figure, values in found.items():
         np.testing.assert_allclose(
-            values, golden[figure], rtol=RTOL, err_msg=f"{name}: {figure} of each step; {how('losses.json')}"
+            values, golden[figure], rtol=rtol, err_msg=f"{name}: {figure} of each step; {how('losses.json')}"
         )

@@ -123,7 +123,7 @@ class FixedTokens:
 
 def tiny_text(name: str, mesh: MeshConfig) -> Experiment:
     """The experiment of a row of `MODELS`, or of one of `MIXERS`, on `mesh`."""
-    module, model = (MODELS | MIXERS)[name]
+    module, model = (MIXERS | MODELS)[name]
     data = FixedTokens(causal=model.causal)
     masking = None if model.causal else Masking(mask_token=VOCAB - 1)
     optimizer = OptimizerConfig(learning_rate=5e-3, clip_norm=1.0, schedule=ScheduleConfig(warmup_steps=3))
