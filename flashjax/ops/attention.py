@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from flashjax.ops import platform
-from flashjax.ops.blocked_attention import FLOOR, blocked
-from flashjax.ops.pairs import HIDDEN, Seen, pair_mask
+from flashjax.ops.blocked_attention import blocked
+from flashjax.ops.pairs import FLOOR, HIDDEN, Seen, pair_mask
 
 Implementation = Literal["auto", "xla", "blocked", "cudnn"]
 

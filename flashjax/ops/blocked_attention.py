@@ -19,11 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flashjax.ops.pairs import HIDDEN, Seen, pair_mask
+from flashjax.ops.pairs import FLOOR, HIDDEN, Seen, pair_mask
 from flashjax.ops.platform import on_one_cpu
 
-FLOOR = -1e20
-"""Least running maximum: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0."""
 BLOCK = 256
 """Queries, and keys, of a block at most."""
 CPU_BLOCK = 512

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Int
 
 HIDDEN = -1e30
 """Logit of a key that is not seen: its exponential is 0. Finite, so that a row without any makes no NaN."""
+FLOOR = -1e20
+"""Least maximum of a row's logits: exp(HIDDEN - FLOOR) is 0, so a row that sees nothing sums to 0."""
 
 
 class Seen:

@@ -73,9 +73,9 @@ def plan_and_program(
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(compile_for, program.lower_step(), topology, cache)
         # What is traced alone is traced meanwhile.
-        flops = _flops(traced)
-        flops["useful"] = _useful(launcher_build, config, program, flops)
         policies = _policies(launcher_build, config, topology, traced)
+        flops = dict(policies[0].flops)
+        flops["useful"] = _useful(launcher_build, config, program, flops)
         try:
             compiled = compiling.result()
         except OutOfMemoryError as error:
