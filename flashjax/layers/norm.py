@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flashjax.ops.dense import scaled
+
 
 class LayerNorm(nn.Module):
     """Layer normalisation over the last dim with float32 statistics; the result has `dtype`.
@@ -24,7 +26,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", self.scale_init, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return (_standardised(x.astype(jnp.float32), (-1,), self.epsilon) * scale + bias).astype(self.dtype)
+        normal = _standardised(x.astype(jnp.float32), (-1,), self.epsilon)
+        return (scaled(normal, scale) + bias).astype(self.dtype)
 
 
 class NormWeights(nn.Module):
@@ -76,7 +79,7 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
         if self.use_scale:
-            x = x * self.param("scale", nn.initializers.ones, (x.shape[-1],))
+            x = scaled(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
         return x.astype(self.dtype)
 
 
@@ -176,7 +179,7 @@ class GroupNorm(nn.Module):
         grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, C // self.groups)
         axes = (*range(1, x.ndim - 1), x.ndim) if self.over_map else (x.ndim,)
         normal = _standardised(grouped, axes, self.epsilon).reshape(x.shape)
-        return (normal * scale + bias).astype(self.dtype)
+        return (scaled(normal, scale) + bias).astype(self.dtype)
 
 
 class NoNorm(nn.Module):

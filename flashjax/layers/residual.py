@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flashjax.layers.gains import deepnorm, layerscale
+from flashjax.ops.dense import scaled
 
 ResidualKind = Literal["plain", "deepnorm", "rezero", "layerscale"]
 RESIDUALS: tuple[ResidualKind, ...] = ("plain", "deepnorm", "rezero", "layerscale")
@@ -35,7 +36,7 @@ class Residual(nn.Module):
                 return x + self._scale(nn.initializers.zeros, (), x.dtype) * branch
             case "layerscale":
                 initial = nn.initializers.constant(layerscale(self.layers))
-                return x + self._scale(initial, (x.shape[-1],), x.dtype) * branch
+                return x + scaled(branch, self._scale(initial, (x.shape[-1],), x.dtype))
         raise ValueError(f"unknown residual {self.kind!r}; choose from {', '.join(RESIDUALS)}")
 
     def _scale(self, initial: Any, shape: tuple[int, ...], dtype: Any) -> Array:

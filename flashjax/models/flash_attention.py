@@ -17,7 +17,7 @@ from flashjax.models.flash_config import FlashConfig
 from flashjax.models.stack import Context, Mode, length_name
 from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
-from flashjax.ops.dense import dot_general
+from flashjax.ops.dense import dot_general, scaled
 from flashjax.ops.gate import gated, silu
 from flashjax.ops.pairs import HIDDEN
 
@@ -76,7 +76,7 @@ class GatedAttention(nn.Module):
         gamma_init = nn.initializers.ones if cfg.kind == "gau" else NORMAL
         gamma = self.param("gamma", gamma_init, (cfg.projections, cfg.head_dim)).astype(Z.dtype)
         beta = self.param("beta", nn.initializers.zeros, (cfg.projections, cfg.head_dim)).astype(Z.dtype)
-        heads = [self.turn(gamma[i] * Z + beta[i], context["turn"]) for i in range(cfg.projections)]
+        heads = [self.turn(scaled(Z, gamma[i]) + beta[i], context["turn"]) for i in range(cfg.projections)]
         bias = RelativeBias(cfg, name="relative") if cfg.bias_kind != "none" else None
         # Of pairs inside chunks, too, where kind is flash; squared ReLU has other factors in place of 1 / sqrt(s).
         show_logits(self, heads[0][:, :, None], heads[1][:, :, None], cfg.head_dim**-0.5)

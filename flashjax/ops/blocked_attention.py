@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,10 @@ BLOCK = 256
 """Queries, and keys, of a block at most."""
 CPU_BLOCK = 512
 """The same on one CPU, whose cores do not share smaller products."""
+PART = 128
+"""Queries of a part of such a block on the diagonal."""
+UNROLLED = 4
+"""Blocks of a row up to which one CPU has no loop over them: a loop copies what it reads and hands on."""
 CACHE = 2**20
 """Bytes of logits that a core of a CPU keeps near: so many heads go through the blocks together."""
 
@@ -57,7 +62,9 @@ def blocked(
     parts = (B // rows) * (Hk // few)
     flat = one_cpu and rows == 1
     plain = seen.q_positions is None and seen.k_positions is None
-    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk, flat)
+    stairs = flat and plain and seen.causal and bias is None and (nq, bq) == (nk, bk)
+    unrolled = flat and max(nq, nk) <= UNROLLED
+    spec = _Spec(seen.causal, seen.window, plain, q_ids is not None, bq, bk, nq, nk, flat, stairs, unrolled)
     tables = {
         "q_index": _cut(seen.q_index(Q), nq, bq),
         "k_index": _cut(seen.k_index(K), nk, bk),
@@ -166,6 +173,10 @@ class _Spec:
     nk: int
     flat: bool
     """Dims are [h, keys, q] and not [n, h, keys, g, q]."""
+    stairs: bool
+    """Blocks on the diagonal are not of the ranges; each is computed in `parts`, which read no key after their own."""
+    unrolled: bool
+    """Blocks are known by number when traced."""
 
     @property
     def tokens(self) -> int:
@@ -201,15 +212,39 @@ class _Spec:
             return x.sum(-1)
         return jax.lax.reduce(x, np.float32(0), lambda a, b: jax.lax.sub(a, jax.lax.neg(b)), (x.ndim - 1,))
 
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """(first, end) of the queries of each part of a block on the diagonal; it sees keys up to `end`."""
+        return [(first, min(first + PART, self.bq)) for first in range(0, self.bq, PART)]
+
+    def part(self, x: Array, first: int, end: int, axis: int = -1) -> Array:
+        """These queries of a block, whose queries are along `axis`."""
+        axis %= x.ndim
+        x = x.reshape(*x.shape[:axis], -1, self.bq, *x.shape[axis + 1 :])
+        x = jax.lax.slice_in_dim(x, first, end, axis=axis + 1)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    def joined(self, parts: Sequence[Array]) -> Array:
+        """All queries of a block, along the last axis, of those of its parts."""
+        cut = [x.reshape(*x.shape[:-1], -1, end - first) for x, (first, end) in zip(parts, self.parts, strict=True)]
+        x = jnp.concatenate(cut, -1)
+        return x.reshape(*x.shape[:-2], -1)
+
     def of_queries(self, i: Any) -> list[tuple[Any, Any, bool]]:
         """Ranges of the blocks of keys that block i of queries may see: (first, end, whether some pair is hidden)."""
         back, ahead = self._reach()
-        return self._ranges(i * self.bq, self.bq, self.bk, self.nk, back, ahead)
+        ranges = self._ranges(i * self.bq, self.bq, self.bk, self.nk, back, ahead)
+        if not self.stairs:
+            return ranges
+        return [(first, _library(i).minimum(end, i), masked) for first, end, masked in ranges]
 
     def of_keys(self, j: Any) -> list[tuple[Any, Any, bool]]:
         """The same for the blocks of queries that may see block j of keys."""
         back, ahead = self._reach()
-        return self._ranges(j * self.bk, self.bk, self.bq, self.nq, ahead, back)
+        ranges = self._ranges(j * self.bk, self.bk, self.bq, self.nq, ahead, back)
+        if not self.stairs:
+            return ranges
+        return [(_library(j).maximum(first, j + 1), end, masked) for first, end, masked in ranges]
 
     def _reach(self) -> tuple[int | None, int | None]:
         """How far back and ahead a query sees; None: without end."""
@@ -223,28 +258,36 @@ class _Spec:
     ) -> list[tuple[Any, Any, bool]]:
         """Of `count` blocks of `unit` tokens, for the tokens [at, at + size)."""
         hidden = self.segments or not self.plain
-        if count == 1:
+        if count == 1 and not self.stairs:
             return [(0, 1, hidden or back is not None or ahead is not None)]
-        last = at + size - 1
-        first, low = (0, 0) if back is None else (jnp.maximum((at - back) // unit, 0), -((back - last) // unit))
+        numbers, last = _library(at), at + size - 1
+        first, low = (0, 0) if back is None else (numbers.maximum((at - back) // unit, 0), -((back - last) // unit))
         end, high = (count, count)
         if ahead is not None:
-            end, high = jnp.minimum((last + ahead) // unit + 1, count), (at + ahead + 1) // unit
+            end, high = numbers.minimum((last + ahead) // unit + 1, count), (at + ahead + 1) // unit
         if hidden:
             return [(first, end, True)]
-        low = jnp.clip(low, first, end)
-        high = jnp.clip(high, low, end)
-        before, after = [(first, low, True)], [(high, end, True)]
-        return [*(before if back is not None else []), (low, high, False), *(after if ahead is not None else [])]
+        low = numbers.clip(low, first, end)
+        high = numbers.clip(high, low, end)
+        # Where blocks on the diagonal are in no range, nothing else is hidden on that side.
+        before = back is not None and not (self.stairs and back == 0)
+        after = ahead is not None and not (self.stairs and ahead == 0)
+        return [*[(first, low, True)][:before], (low, high, False), *[(high, end, True)][:after]]
 
 
-def _over(ranges: list[tuple[Any, Any, bool]], count: int, add: Any, carry: Any) -> Any:
+def _library(number: Any) -> Any:
+    """numpy for a number that is known when traced, jax.numpy for others."""
+    return np if isinstance(number, int) else jnp
+
+
+def _over(ranges: list[tuple[Any, Any, bool]], add: Any, carry: Any) -> Any:
     """`add(block, carry, masked)` for all blocks of the ranges."""
     for first, end, masked in ranges:
-        if count == 1:
-            carry = add(0, carry, masked)
-        else:
+        if isinstance(first, jax.Array) or isinstance(end, jax.Array):
             carry = jax.lax.fori_loop(first, end, functools.partial(_flip, add, masked), carry)
+        else:
+            for block in range(first, end):
+                carry = add(block, carry, masked)
     return carry
 
 
@@ -252,8 +295,27 @@ def _flip(add: Any, masked: bool, block: Any, carry: Any) -> Any:
     return add(block, carry, masked)
 
 
+def _each(step: Any, carry: Any, count: int, unrolled: bool) -> tuple[Any, Any]:
+    """`jax.lax.scan` over 0, 1 ... count - 1."""
+    if not unrolled:
+        return jax.lax.scan(step, carry, jnp.arange(count))
+    out = []
+    for i in range(count):
+        carry, of_i = step(carry, i)
+        out.append(of_i)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *out)
+
+
 def _at(x: Any, i: Any) -> Any:
-    return jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, 0, keepdims=False), x)
+    """Block i of arrays or lists of blocks."""
+    return jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False) if isinstance(i, jax.Array) else x[i]
+
+
+def _added(x: Any, i: Any, new: Array) -> Any:
+    """`x` with `new` added to block i."""
+    if isinstance(x, list):
+        return [*x[:i], x[i] + new, *x[i + 1 :]]
+    return jax.lax.dynamic_update_index_in_dim(x, _at(x, i) + new, i, 0)
 
 
 def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, heads: int) -> Array:
@@ -265,6 +327,18 @@ def _block_bias(spec: _Spec, bias: Any, i: Any, j: Any, tables: Any, heads: int)
         part = bias(_at(tables["q_index"], i)[0], _at(tables["k_index"], j)[0])[None]
     part = part.astype(jnp.float32).reshape(part.shape[0], heads, -1, spec.bq, spec.bk).transpose(0, 1, 4, 2, 3)
     return part.reshape(heads, spec.bk, -1) if spec.flat else part
+
+
+def _part_logits(spec: _Spec, q_i: Array, k_i: Array, i: Any, tables: Any, first: int, end: int) -> Array:
+    """As `_block_logits`, of queries first to end of a block on the diagonal and keys 0 to end."""
+    s = spec.product("kd,dq->kq", k_i, q_i)
+    q_index, k_index = (jnp.arange(a, end)[None] + i * spec.bq for a in (first, 0))
+    ids = (None, None)
+    if tables["q_ids"] is not None:
+        ids = (_at(tables["q_ids"], i)[:, first:end], _at(tables["k_ids"], i)[:, :end])
+    mask = pair_mask(spec.causal, spec.window, q_index, k_index, *ids, k_first=True)
+    assert mask is not None
+    return jnp.where(jnp.tile(mask, s.shape[-1] // (end - first)), s, HIDDEN)
 
 
 def _block_logits(spec: _Spec, q_i: Array, k_j: Array, bias: Any, i: Any, j: Any, tables: Any, masked: bool) -> Array:
@@ -304,24 +378,33 @@ def _attend_forward(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables
     def of_queries(_, i):
         q_i = spec.columns(_at(q, i), spec.tokens)
 
-        def add(j, carry, masked):
-            m, o = carry
-            s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
+        def onto(m, o, s, columns):
             m_new = jnp.maximum(m, s.max(keys))
             p = jnp.exp(s - jnp.expand_dims(m_new, keys))
-            new = spec.product("ek,kq->eq", _at(columns, j), p.astype(v.dtype))
+            new = spec.product("ek,kq->eq", columns, p.astype(v.dtype))
             return m_new, o * jnp.expand_dims(jnp.exp(m - m_new), keys) + new
+
+        def add(j, carry, masked):
+            s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
+            return onto(*carry, s, _at(columns, j))
 
         rows = q.shape[1:-1]
         start = (jnp.full(rows, FLOOR), jnp.zeros((*rows[:keys], E + 1, *rows[keys:])))
-        m, o = _over(spec.of_queries(i), spec.nk, add, start)
+        m, o = _over(spec.of_queries(i), add, start)
+        if spec.stairs:
+            parts = []
+            for first, end in spec.parts:
+                m_p, o_p, q_p = (spec.part(x, first, end) for x in (m, o, q_i))
+                s = _part_logits(spec, q_p, _at(k, i)[:, :end], i, tables, first, end)
+                parts.append(onto(m_p, o_p, s, _at(columns, i)[..., :end]))
+            m, o = (spec.joined(x) for x in zip(*parts, strict=True))
         total = jax.lax.index_in_dim(o, E, keys, keepdims=False)
         some = total > 0
         total = jnp.where(some, total, 1)
         o = jax.lax.slice_in_dim(o, 0, E, axis=keys) / jnp.expand_dims(total, keys)
         return None, (spec.rows(o), jnp.where(some, m + jnp.log(total), 0))
 
-    _, (o, lse) = jax.lax.scan(of_queries, None, jnp.arange(spec.nq))
+    _, (o, lse) = _each(of_queries, None, spec.nq, spec.unrolled)
     return o, (q, k, v, bias, tables, o, lse)
 
 
@@ -351,14 +434,28 @@ def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
             ds = ds.astype(q.dtype)
             dk = dk + spec.product("kq,qd->kd", ds, _at(q, i))
             new = spec.product("dk,kq->dq", k_columns, ds)
-            return jax.lax.dynamic_update_index_in_dim(dq, _at(dq, i) + new, i, 0), dbias, dk, dv
+            return _added(dq, i, new), dbias, dk, dv
 
         zeros = (jnp.zeros(k_j.shape, jnp.float32), jnp.zeros(v_j.shape, jnp.float32))
-        dq, dbias, dk, dv = _over(spec.of_keys(j), spec.nq, add, (*carry, *zeros))
+        dq, dbias, dk, dv = _over(spec.of_keys(j), add, (*carry, *zeros))
+        if spec.stairs:
+            new = []
+            for first, end in spec.parts:
+                of = functools.partial(spec.part, first=first, end=end)
+                s = _part_logits(spec, of(_at(q_columns, j)), k_j[:, :end], j, tables, first, end)
+                p = jnp.exp(s - jnp.expand_dims(of(_at(lse, j)), keys))
+                dv = dv.at[:, :end].add(spec.product("kq,qe->ke", p.astype(do.dtype), of(_at(do, j), axis=-2)))
+                dp = spec.product("ke,eq->kq", v_j[:, :end], of(_at(do_columns, j)))
+                ds = (p * (dp - jnp.expand_dims(of(_at(delta, j)), keys))).astype(q.dtype)
+                dk = dk.at[:, :end].add(spec.product("kq,qd->kd", ds, of(_at(q, j), axis=-2)))
+                new.append(spec.product("dk,kq->dq", k_columns[..., :end], ds))
+            dq = _added(dq, j, spec.joined(new))
         return (dq, dbias), (dk.astype(k.dtype), dv.astype(v.dtype))
 
-    start = (jnp.zeros(q_columns.shape, jnp.float32), jax.tree.map(jnp.zeros_like, bias))
-    (dq, dbias), (dk, dv) = jax.lax.scan(of_keys, start, jnp.arange(spec.nk))
+    start = jnp.zeros(q_columns.shape, jnp.float32)
+    start = (list(start) if spec.unrolled else start, jax.tree.map(jnp.zeros_like, bias))
+    (dq, dbias), (dk, dv) = _each(of_keys, start, spec.nk, spec.unrolled)
+    dq = jnp.stack(dq) if spec.unrolled else dq
     nothing = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tables)
     return spec.rows(dq).astype(q.dtype), dk, dv, dbias, nothing
 

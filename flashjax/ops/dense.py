@@ -1,4 +1,4 @@
-"""Products of many tokens with one kernel."""
+"""Products of many tokens with one kernel or one scale."""
 
 from typing import Any
 
@@ -18,3 +18,14 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any
         return lax.dot_general(x, kernel, dimension_numbers, *arguments, **options)
     flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), *arguments, **options)
     return flat.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def scaled(x: Array, scale: Array) -> Array:
+    """x [..., C] times scale [C].
+
+    Of a batch of one row on one CPU tokens are one dim: the gradient of `scale` would be a sum over the second of three
+    dims, which YNNPACK, with the product taken along, does in 36 ms and not 0.6 (8,192 tokens of 256).
+    """
+    if not on_one_cpu() or x.ndim < 3 or x.shape[0] > 1:
+        return x * scale
+    return (x.reshape(-1, x.shape[-1]) * scale).reshape(x.shape)

@@ -16,6 +16,7 @@ CASES = {
     "all": {},
     "packed": {"causal": True, "segments": True},
     "window": {"causal": True, "window": 11},
+    "packed, window": {"causal": True, "window": 5, "segments": True},
     "packed, window on both sides": {"window": 7, "segments": True},
     "alibi": {"causal": True, "bias": "alibi"},
     "t5, packed": {"bias": "t5", "segments": True},
@@ -27,6 +28,7 @@ CASES = {
 def small_blocks(monkeypatch):
     for block in ("BLOCK", "CPU_BLOCK"):
         monkeypatch.setattr(blocked_attention, block, 8)  # several blocks, and a last one that is not full
+    monkeypatch.setattr(blocked_attention, "PART", 3)
     monkeypatch.setattr(blocked_attention, "CACHE", 8 * 8 * 4)  # heads go one by one
 
 
@@ -66,17 +68,18 @@ QUICK = ("causal", "packed", "alibi")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
-def test_both_forms_equal_the_equation_and_each_other_in_gradients(name):
+def test_all_forms_equal_the_equation_and_each_other_in_gradients(name, monkeypatch):
     case = dict(CASES[name])
     bias = bias_of(case.pop("bias", None))
     segments = SEGMENTS if case.pop("segments", False) else None
     ids = {} if segments is None else {"q_segment_ids": jnp.asarray(segments), "k_segment_ids": jnp.asarray(segments)}
     q, k, v, w = draw(B, N, H, D), draw(B, N, HK, D, seed=1), draw(B, N, HK, E, seed=2), draw(B, N, H, E, seed=3)
     found = {}
-    for way in ("xla", "blocked"):
+    for way in ("xla", "blocked", "unrolled"):
+        monkeypatch.setattr(blocked_attention, "UNROLLED", N if way == "unrolled" else 0)
 
-        def value(q, k, v, bias, way=way):
-            o = dot_product_attention(q, k, v, bias=bias, implementation=way, **ids, **case)
+        def value(q, k, v, bias, implementation="xla" if way == "xla" else "blocked"):
+            o = dot_product_attention(q, k, v, bias=bias, implementation=implementation, **ids, **case)
             return jnp.sum(o * w), o
 
         found[way] = jax.jit(jax.grad(value, (0, 1, 2, 3), has_aux=True))(q, k, v, bias)
@@ -84,11 +87,11 @@ def test_both_forms_equal_the_equation_and_each_other_in_gradients(name):
     for gradients, o in found.values():
         np.testing.assert_allclose(o, expected, atol=2e-6)
         assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found["xla"][0], found["blocked"][0]
-    )
-    if segments is not None:
-        assert not found["blocked"][1][0, SEGMENTS[0] == 0].any()
+    for way in ("blocked", "unrolled"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found["xla"][0], found[way][0]
+        )
+        assert segments is None or not found[way][1][0, SEGMENTS[0] == 0].any()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flashjax.ops.dense import dot_general
+from flashjax.ops.dense import dot_general, scaled
 
 
 def test_dot_general():
@@ -32,3 +32,20 @@ def test_gradient_sums_over_one_dim():
 
     products = [e for e in jax.make_jaxpr(jax.grad(loss))(jnp.ones((5, 7))).eqns if e.primitive.name == "dot_general"]
     assert products and all(len(e.params["dimension_numbers"][0][0]) == 1 for e in products)
+
+
+def test_scale_of_one_row_is_summed_over_one_dim():
+    """Over the second of three dims YNNPACK takes sixty times as long."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)
+    scale = jnp.arange(5.0)
+    for rows in (1, 2):
+
+        def loss(scale, x=x[:rows]):
+            return jnp.sum(jnp.cos(scaled(x, scale)))
+
+        np.testing.assert_array_equal(scaled(x[:rows], scale), x[:rows] * scale)
+        expected = -(jnp.sin(x[:rows] * scale) * x[:rows]).sum((0, 1))
+        np.testing.assert_allclose(jax.grad(loss)(scale), expected, rtol=1e-5, atol=1e-6)
+        equations = jax.make_jaxpr(jax.grad(loss))(scale).eqns
+        sums = [e.invars[0].aval.ndim for e in equations if e.primitive.name == "reduce_sum"]
+        assert (2 if rows == 1 else 3) in sums
