@@ -31,8 +31,9 @@ PART = 128
 """Queries of a part of such a block on the diagonal."""
 UNROLLED = 4
 """Blocks of a row up to which one CPU has no loop over them: a loop copies what it reads and hands on."""
-CACHE = 2**20
-"""Bytes of logits that a core of a CPU keeps near: so many heads go through the blocks together."""
+CACHE = 2**21
+"""Bytes of logits that a core of a CPU has at once: so many heads go through the blocks together. Twice what its own
+cache holds, as cores share products of more heads better."""
 
 
 def blocked(
@@ -121,7 +122,7 @@ def _cut(x: Array, count: int, size: int) -> Array:
 def _together(rows: int, heads: int, each: int, bias: Any) -> tuple[int, int]:
     """How many rows and key-value heads go through one CPU's blocks together, where a head's logits take `each` bytes.
 
-    So many heads of a row as leave the logits in the cores' caches, or all where a bias is made for all at once.
+    So many heads of a row as leave the logits near the cores, or all where a bias is made for all at once.
     """
     if isinstance(bias, _Whole):
         return rows, heads
