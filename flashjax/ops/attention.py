@@ -46,8 +46,8 @@ def dot_product_attention(
         q_segment_ids, k_segment_ids: a query sees the keys of its own segment; 0 is padding, which nobody sees.
         window: a query sees keys nearer than this: |q position - k position| < window.
         scale: default D^-1/2.
-        implementation: `xla` holds all logits at once. `blocked` never holds more than a block of them, forward and
-            backward (online softmax, Dao et al. 2022), and passes over the blocks above the diagonal and outside of
+        implementation: `xla` holds all logits at once. `blocked` never holds more than a few blocks of them, forward
+            and backward (online softmax, Dao et al. 2022), and passes over the blocks above the diagonal and outside of
             the window where positions are the default ones. `cudnn` is NVIDIA's kernel. `auto` is `xla` for one
             query, and below `BLOCKED_FROM`^2 pairs, and `blocked` from there on.
 

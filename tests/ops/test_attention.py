@@ -29,7 +29,8 @@ def small_blocks(monkeypatch):
     for block in ("BLOCK", "CPU_BLOCK"):
         monkeypatch.setattr(blocked_attention, block, 8)  # several blocks, and a last one that is not full
     monkeypatch.setattr(blocked_attention, "PART", 3)
-    monkeypatch.setattr(blocked_attention, "CACHE", 8 * 8 * 4)  # heads go one by one
+    monkeypatch.setattr(blocked_attention.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(blocked_attention, "CACHE", 8 * 16 * 4)  # heads go one by one
 
 
 def draw(*shape, seed=0):
@@ -92,6 +93,59 @@ def test_all_forms_equal_the_equation_and_each_other_in_gradients(name, monkeypa
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found["xla"][0], found[way][0]
         )
         assert segments is None or not found[way][1][0, SEGMENTS[0] == 0].any()
+
+
+PLAIN = {  # queries, keys; what hides pairs is positions alone
+    "causal": (40, 40, {"causal": True}),
+    "window of one": (40, 40, {"causal": True, "window": 1}),
+    "window below a block": (40, 40, {"causal": True, "window": 5}),
+    "window of a block": (40, 40, {"causal": True, "window": 8}),
+    "window of some blocks": (40, 40, {"causal": True, "window": 20}),
+    "window on both sides": (40, 40, {"window": 7}),
+    "alibi and window": (40, 40, {"causal": True, "window": 11, "bias": "alibi"}),
+    "more queries": (40, 24, {"causal": True}),
+    "more keys": (24, 40, {"causal": True, "window": 11}),
+    "one row, array": (24, 24, {"causal": True, "bias": "array"}),
+}
+
+
+@pytest.mark.parametrize("name", [n if n == "causal" else pytest.param(n, marks=pytest.mark.slow) for n in PLAIN])
+def test_full_blocks_and_parts_of_them_equal_all_logits_at_once(name, monkeypatch):
+    queries, keys, case = PLAIN[name]
+    case = dict(case)
+    kind = case.pop("bias", None)
+    rows = 1 if kind == "array" else B
+    bias = draw(1, H, queries, keys, seed=6) if kind == "array" else bias_of(kind)
+    q, k, v = draw(rows, queries, H, D), draw(rows, keys, HK, D, seed=1), draw(rows, keys, HK, E, seed=2)
+    w = draw(rows, queries, H, E, seed=3)
+
+    def found(implementation):
+        def value(q, k, v, bias):
+            o = dot_product_attention(q, k, v, bias=bias, implementation=implementation, **case)
+            return jnp.sum(o * w), o
+
+        return jax.jit(jax.grad(value, (0, 1, 2, 3), has_aux=True))(q, k, v, bias)
+
+    expected = found("xla")
+    for unrolled, heads in ((0, 1), (8, 2)):
+        monkeypatch.setattr(blocked_attention, "UNROLLED", unrolled)
+        monkeypatch.setattr(blocked_attention, "CACHE", 8 * 16 * 4 * heads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found("blocked"), expected)
+
+
+def test_blocks_are_loops_where_there_are_many(monkeypatch):
+    """Whatever hides pairs: a long row's program is that of a short one."""
+
+    def products(length, **case):
+        q, ids = jnp.ones((1, length, H, D)), jnp.ones((1, length), jnp.int32)
+        ids = {"q_segment_ids": ids, "k_segment_ids": ids} if case.pop("segments", False) else {}
+        attend = lambda q: dot_product_attention(q, q, q, implementation="blocked", **ids, **case).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(attend))(q)).count("dot_general")
+
+    for case in ({"causal": True}, {}, {"segments": True}, {"causal": True, "segments": True}, {"window": 9}):
+        assert products(64, **case) == products(512, **case), case
+        few = products(32, **case) != products(64, **case)
+        assert few == case.get("causal", False), case  # four blocks of a causal row have no loop
 
 
 @pytest.mark.slow
