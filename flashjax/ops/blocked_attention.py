@@ -392,7 +392,8 @@ def _attend_forward(spec: _Spec, q: Array, k: Array, v: Array, bias: Any, tables
 
         def add(j, carry, masked):
             s = _block_logits(spec, q_i, _at(k, j), bias, i, j, tables, masked)
-            return onto(*carry, s, _at(columns, j))
+            m, o = carry
+            return onto(m, o, s, _at(columns, j))
 
         rows = q.shape[1:-1]
         start = (jnp.full(rows, FLOOR), jnp.zeros((*rows[:keys], E + 1, *rows[keys:])))
@@ -439,8 +440,8 @@ def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
         def add(i, carry, masked):
             dq, dbias, dk, dv = carry
             s = _block_logits(spec, _at(q_columns, i), k_j, bias, i, j, tables, masked)
-            of_i = (_at(x, i) for x in (q, lse, delta, do, do_columns))
-            ds, of_q, of_k, of_v = gradients(s, *of_i, k_columns, v_j)
+            given = (*(_at(x, i) for x in (q, lse, delta, do, do_columns)), k_columns, v_j)
+            ds, of_q, of_k, of_v = gradients(s, *given)
             if bias is not None:
                 part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, k_j.shape[-3]), bias)
                 of_bias = ds if part.shape == ds.shape else ds.sum(0, keepdims=True)

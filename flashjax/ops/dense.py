@@ -3,6 +3,7 @@
 from typing import Any
 
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from flashjax.ops.platform import on_one_cpu
@@ -20,7 +21,7 @@ def dot_general(x: Array, kernel: Array, dimension_numbers: Any, *arguments: Any
     return flat.reshape(*x.shape[:-1], kernel.shape[1])
 
 
-def scaled(x: Array, scale: Array) -> Array:
+def scaled(x: Array, scale: ArrayLike) -> Array:
     """x [..., C] times scale [C].
 
     Of a batch of one row on one CPU tokens are one dim: the gradient of `scale` would be a sum over the second of three
