@@ -440,7 +440,8 @@ def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
         def add(i, carry, masked):
             dq, dbias, dk, dv = carry
             s = _block_logits(spec, _at(q_columns, i), k_j, bias, i, j, tables, masked)
-            given = (*(_at(x, i) for x in (q, lse, delta, do, do_columns)), k_columns, v_j)
+            of = functools.partial(_at, i=i)
+            given = (of(q), of(lse), of(delta), of(do), of(do_columns), k_columns, v_j)
             ds, of_q, of_k, of_v = gradients(s, *given)
             if bias is not None:
                 part, pull = jax.vjp(lambda b: _block_bias(spec, b, i, j, tables, k_j.shape[-3]), bias)
