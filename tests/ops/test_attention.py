@@ -133,13 +133,16 @@ def test_full_blocks_and_parts_of_them_equal_all_logits_at_once(name, monkeypatc
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found("blocked"), expected)
 
 
-def test_blocks_are_loops_where_there_are_many(monkeypatch):
+def test_blocks_are_loops_where_there_are_many():
     """Whatever hides pairs: a long row's program is that of a short one."""
 
     def products(length, **case):
         q, ids = jnp.ones((1, length, H, D)), jnp.ones((1, length), jnp.int32)
         ids = {"q_segment_ids": ids, "k_segment_ids": ids} if case.pop("segments", False) else {}
-        attend = lambda q: dot_product_attention(q, q, q, implementation="blocked", **ids, **case).sum()  # noqa: E731
+
+        def attend(q):
+            return dot_product_attention(q, q, q, implementation="blocked", **ids, **case).sum()
+
         return str(jax.make_jaxpr(jax.grad(attend))(q)).count("dot_general")
 
     for case in ({"causal": True}, {}, {"segments": True}, {"causal": True, "segments": True}, {"window": 9}):
