@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flashjax.layers.extension import Extension, Host, Part, applied, log_n, parts, seen
+from flashjax.layers.extension import Extension, Part, applied, log_n, parts, seen
 from flashjax.layers.positions import RopeParameters, rope_frequencies, rotate
-from flashjax.ops.pairs import HIDDEN
+from flashjax.ops.blocks import from_blocks, to_blocks
+from flashjax.ops.pairs import HIDDEN, exponentials, same
 
 BLOCK = 256
 """Queries whose logits are held at once."""
@@ -76,26 +77,18 @@ def attend(
         assert logits is not None
         mask = seen(e, i, k_positions, causal) & k_valid[:, None, :]
         if ids is not None and k_segment_ids is not None:
-            mask &= (ids[:, :, None] == k_segment_ids[:, None, :]) & (ids[:, :, None] > 0)
+            mask &= same(ids, k_segment_ids)
         factor = unit * log_n(e, mask.sum(-1))[:, None, None, :, None]
-        weights, total = _weights(logits * factor, mask[:, None, None])
+        weights, total = exponentials(jnp.where(mask[:, None, None], logits * factor, HIDDEN))
         o = jnp.einsum("bhgqk,bkhe->bqhge", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
         o = o / total.transpose(0, 3, 1, 2)[..., None]
         return o.reshape(B, -1, H, E).astype(v.dtype)
 
     if block >= Q:
         return of(q, q_positions, q_segment_ids)
-    count = -(-Q // block)
-
-    def blocks(x: Array | None) -> Array | None:
-        if x is None:
-            return None
-        x = jnp.pad(x, ((0, 0), (0, count * block - Q), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(B, count, block, *x.shape[2:]), 1, 0)
-
-    given = (blocks(q), blocks(q_positions), blocks(q_segment_ids))
-    o = jax.lax.map(jax.checkpoint(lambda x: of(*x)), given)  # [count, B, block, H, E]
-    return jnp.moveaxis(o, 0, 1).reshape(B, count * block, H, E)[:, :Q]
+    given = jax.tree.map(lambda x: to_blocks(x, block, 1).swapaxes(0, 1), (q, q_positions, q_segment_ids))
+    o = jax.lax.map(jax.checkpoint(lambda x: of(*x)), given)  # [blocks, B, block, H, E]
+    return from_blocks(o.swapaxes(0, 1), Q, 1)
 
 
 def key_copies(extension: Extension, rope: RopeParameters | None) -> int:
@@ -151,17 +144,9 @@ def attend_cached(
         logits = jnp.where(where[:, :, None], s[:, :, n], logits)
     mask = seen(e, i, j)
     factor = unit * log_n(e, mask.sum(-1))[:, :, None, None]
-    weights, total = _weights(logits * factor, mask[:, :, None])
+    weights, total = exponentials(jnp.where(mask[:, :, None], logits * factor, HIDDEN))
     o = jnp.einsum("bhgk,bhke->bhge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (o / total[..., None]).reshape(B, H, values.shape[-1]).astype(values.dtype)
-
-
-def _weights(logits: Float[Array, "*b K"], mask: Host) -> tuple[Float[Array, "*b K"], Float[Array, "*b"]]:
-    """(weights of the keys that are seen, what they are to be divided by: their sum, or 1 where no key is seen)."""
-    logits = jnp.where(mask, logits, HIDDEN)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), HIDDEN / 2)))
-    total = weights.sum(-1)
-    return weights, jnp.where(total > 0, total, 1)
 
 
 def _ends(rule: list[Part]) -> tuple[list[Any], list[int]]:

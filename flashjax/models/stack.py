@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -79,7 +80,7 @@ def unstack(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stack(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`layer_i/...` to `layers/...`; the reverse of `unstack`.
+    """`layer_i/...` to `layers/...`; the reverse of `unstack`. NumPy's arrays stay on the host.
 
     Raises ValueError where layers are missing or are not alike.
     """
@@ -92,4 +93,8 @@ def stack(tree: Mapping[str, Any]) -> dict[str, Any]:
     if len({jax.tree.structure(layer) for layer in layers}) > 1:
         raise ValueError("the layers hold different parameters and cannot be scanned: use scan_layers=False")
     rest = {name: value for name, value in tree.items() if name not in found.values()}
-    return rest | {STACKED: jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
+
+    def joined(*leaves: Any) -> Any:
+        return (np if all(isinstance(x, np.ndarray) for x in leaves) else jnp).stack(leaves)
+
+    return rest | {STACKED: jax.tree.map(joined, *layers)}

@@ -9,10 +9,10 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from flashjax.models.swin import SwinConfig
+from flashjax.models.swin_config import SwinConfig
 from flashjax.ops.resize import resize_bicubic
 
-# What may differ between the two configurations without making another model of them.
+# What may differ between the two configurations, beside their layout, without making another model of them.
 _FREE = {
     "img_size",
     "num_classes",
@@ -24,7 +24,6 @@ _FREE = {
     "strict_img_size",
     "always_partition",
     "feature_norms",
-    "remat",
     "dtype",
     "initializer",
 }
@@ -68,7 +67,7 @@ def resize_parameters(
 
 def _check(source: SwinConfig, target: SwinConfig) -> None:
     for field in dataclasses.fields(SwinConfig):
-        old, new = getattr(source, field.name), getattr(target, field.name)
+        old, new = getattr(source.plain(), field.name), getattr(target.plain(), field.name)
         if field.name not in _FREE and old != new:
             raise ValueError(f"parameters trained with {field.name}={old!r} do not fit {field.name}={new!r}")
     if source.feature_norms and not target.feature_norms:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.ops import platform
 from flashjax.ops.blocked_attention import blocked
-from flashjax.ops.pairs import FLOOR, HIDDEN, Seen, pair_mask
+from flashjax.ops.pairs import HIDDEN, Seen, exponentials, pair_mask
 
 Implementation = Literal["auto", "xla", "blocked", "cudnn"]
 
@@ -96,16 +96,9 @@ def cached_attention(
         logits = logits + bias.reshape(bias.shape[0], Hk, H // Hk, bias.shape[-1]).astype(jnp.float32)
     mask = pair_mask(True, window, at[:, None], jnp.arange(K)[None], None, None)
     assert mask is not None
-    weights, total = _weights(jnp.where(mask[:, None], logits, HIDDEN))
+    weights, total = exponentials(jnp.where(mask[:, None], logits, HIDDEN))
     o = jnp.einsum("bhgk,bhke->bhge", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (o / total[..., None]).reshape(B, H, values.shape[-1]).astype(values.dtype)
-
-
-def _weights(logits: Float[Array, "*b K"]) -> tuple[Float[Array, "*b K"], Float[Array, "*b"]]:
-    """(exp of the logits less the largest, what they are to be divided by: their sum, or 1 where no key is seen)."""
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), FLOOR)))
-    total = weights.sum(-1)
-    return weights, jnp.where(total > 0, total, 1)
 
 
 def _check(q: Array, k: Array, window: int | None, q_ids: Any, k_ids: Any, implementation: str) -> None:
@@ -134,7 +127,7 @@ def _xla(q: Array, k: Array, v: Array, bias: Array | None, seen: Seen, scale: fl
     if mask is not None:
         mask = mask[:, None, None]
         logits = jnp.where(mask, logits, HIDDEN)
-    weights, total = _weights(logits)
+    weights, total = exponentials(logits)
     o = jnp.einsum("bhgqk,bkhe->bqhge", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     # Divided after the product: E numbers a query instead of K.
     o = o / total.transpose(0, 3, 1, 2)[..., None]

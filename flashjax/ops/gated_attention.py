@@ -18,7 +18,8 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from flashjax.ops.cache import write
+from flashjax.ops.blocks import from_blocks, neighbours, to_blocks
+from flashjax.ops.cache import newest, write
 from flashjax.ops.pairs import HIDDEN
 
 Heads = Float[Array, "B N s"]
@@ -165,14 +166,11 @@ def mixed_chunk(
     b [2C - 1] holds the bias of each distance from 1 - C to C - 1. The last chunk may be short: what it lacks are keys
     and values of zero, which add nothing anywhere.
     """
-    (B, N, _), C = v.shape, chunk
+    N, C = v.shape[1], chunk
     c = min(C, N)  # a row shorter than a chunk is not padded to one
 
-    def chunks(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, -N % c), (0, 0))).reshape(B, -1, c, x.shape[-1])
-
     q_lin = q_lin / (C if causal else _column(n))
-    Q_quad, K_quad, Q_lin, K_lin, V = map(chunks, (q_quad, k_quad, q_lin, k_lin, v))
+    Q_quad, K_quad, Q_lin, K_lin, V = (to_blocks(x, c, 1) for x in (q_quad, k_quad, q_lin, k_lin, v))
     qk = jnp.einsum("bgis,bgjs->bgij", Q_quad, K_quad, preferred_element_type=jnp.float32)
     A = weigh(qk, toeplitz(b[C - c : C - 1 + c], c), C)
     A = jnp.where(jnp.tri(c, dtype=bool), A, 0) if causal else A
@@ -184,7 +182,7 @@ def mixed_chunk(
     if not causal:
         S = jnp.einsum("bns,bne->bse", k_lin, v, preferred_element_type=jnp.float32).astype(v.dtype)
         out = out + jnp.einsum("bgis,bse->bgie", Q_lin, S)
-    return out.reshape(B, -1, v.shape[-1])[:, :N]
+    return from_blocks(out, N, 1)
 
 
 def mixed_chunk_packed(
@@ -216,23 +214,14 @@ def mixed_chunk_packed(
 
     Twice the work of `mixed_chunk` inside chunks (three times unless causal), which is little of a layer.
     """
-    (B, N, _), C = v.shape, chunk
+    N, C = v.shape[1], chunk
     v = jnp.where(segment_ids[..., None] > 0, v, 0)
     q_lin = q_lin / (C if causal else _column(n))
     back, ahead = 1, 0 if causal else 1
 
-    def chunks(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -N % C), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(B, -1, C, *x.shape[2:])
-
-    def near(x: Array) -> Array:
-        """The keys that chunk g weighs: [B, G, C, ...] -> [B, G, (back + 1 + ahead) C, ...]."""
-        G = x.shape[1]
-        x = jnp.pad(x, ((0, 0), (back, ahead), *((0, 0),) * (x.ndim - 2)))
-        return jnp.concatenate([x[:, i : i + G] for i in range(back + 1 + ahead)], axis=2)
-
-    Q_quad, K_quad, Q_lin, K_lin, V = map(chunks, (q_quad, k_quad, q_lin, k_lin, v))
-    ids, p = chunks(segment_ids), chunks(positions)
+    chunks = functools.partial(to_blocks, block=C, axis=1)
+    near = functools.partial(neighbours, before=back, after=ahead, axis=1)  # the keys that a chunk weighs
+    Q_quad, K_quad, Q_lin, K_lin, V, ids, p = map(chunks, (q_quad, k_quad, q_lin, k_lin, v, segment_ids, positions))
     i, j = (p[..., None], near(p)[..., None, :])
     same = ids[..., None] == near(ids)[..., None, :]
     distances = jnp.pad(b, (C * back, C * ahead))  # further than a chunk: masked
@@ -249,7 +238,7 @@ def mixed_chunk_packed(
     if not causal:
         flipped = [x[:, ::-1] for x in (Q_lin, K_lin, V, ids, ids[:, :, 0])]
         out = out + _far(*flipped, gap=ahead + 1)[:, ::-1]
-    return out.reshape(B, -1, v.shape[-1])[:, :N]
+    return from_blocks(out, N, 1)
 
 
 def sums_before(x: Float[Array, "B G s e"], run: int = 32) -> Float[Array, "B G s e"]:
@@ -318,15 +307,10 @@ class ChunkState(NamedTuple):
 
 def chunk_prefill(k_quad: Heads, k_lin: Heads, v: Values, lengths: Int[Array, "B"], chunk: int) -> ChunkState:
     """The state after the first `lengths` tokens of each row."""
-    C, end = chunk, lengths[:, None]
-    slot = jnp.arange(C)
-    token = slot + C * ((end - 1 - slot) // C)  # the newest one at each slot; negative: there was none yet
-    index = jnp.clip(token, 0, v.shape[1] - 1)[..., None]
-    ring = [jnp.where(token[..., None] >= 0, jnp.take_along_axis(x, index, axis=1), 0) for x in (k_quad, k_lin, v)]
-    past = jnp.arange(v.shape[1]) < end - C
-    K = jnp.where(past[..., None], k_lin, 0) / C
+    past = jnp.arange(v.shape[1]) < lengths[:, None] - chunk
+    K = jnp.where(past[..., None], k_lin, 0) / chunk
     S = jnp.einsum("bns,bne->bse", K, v, preferred_element_type=jnp.float32)
-    return ChunkState(ring[0], ring[1], ring[2], S)
+    return ChunkState(*(newest(x, lengths, chunk) for x in (k_quad, k_lin, v)), S)
 
 
 def chunk_step(

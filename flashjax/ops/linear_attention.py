@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
+from flashjax.ops.blocks import from_blocks, to_blocks
+
 CHUNK = 64
 """Tokens of a chunk: where pairs inside it cost about what its state does, at the usual widths of a head."""
 
@@ -173,15 +175,12 @@ def chunk_length(chunk: int, length: int) -> int:
 
 def chunked(x: Float[Array, "B N H *D"], L: int) -> Float[Array, "Z B H L *D"]:
     """Cut into chunks of L tokens, the last one filled up with zeros."""
-    B, N, H, *D = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -N % L)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(B, -1, L, H, *D), (1, 3), (0, 2))
+    return jnp.moveaxis(to_blocks(x, L, 1), (1, 3), (0, 2))
 
 
 def whole(x: Float[Array, "Z B H L *D"], length: int) -> Float[Array, "B N H *D"]:
     """The inverse of `chunked`."""
-    x = jnp.moveaxis(x, (0, 2), (1, 3))
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return from_blocks(jnp.moveaxis(x, (0, 2), (1, 3)), length, 1)
 
 
 def segments(segment_ids: Int[Array, "B N"] | None, L: int) -> Int[Array, "Z B 1 L"] | None:

@@ -6,9 +6,10 @@ Shapes: B batch, b either B or 1, Q queries, K keys.
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 HIDDEN = -1e30
 """Logit of a key that is not seen: its exponential is 0. Finite, so that a row without any makes no NaN."""
@@ -52,3 +53,15 @@ def pair_mask(
     if q_ids is not None:
         parts.append((q_ids[of_q] == k_ids[of_k]) & (k_ids[of_k] > 0))
     return functools.reduce(jnp.logical_and, parts) if parts else None
+
+
+def same(of_queries: Int[Array, "*q Q"], of_keys: Int[Array, "*k K"]) -> Bool[Array, "*both Q K"]:
+    """Whether query and key are of one segment, and none of them padding (0)."""
+    return (of_queries[..., :, None] == of_keys[..., None, :]) & (of_keys[..., None, :] > 0)
+
+
+def exponentials(logits: Float[Array, "*b K"]) -> tuple[Float[Array, "*b K"], Float[Array, "*b"]]:
+    """(exp of the logits less the largest, what they are to be divided by: their sum, or 1 where no key is seen)."""
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), FLOOR)))
+    total = weights.sum(-1)
+    return weights, jnp.where(total > 0, total, 1)

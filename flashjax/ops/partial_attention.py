@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from flashjax.ops.pairs import HIDDEN
+from flashjax.ops.blocks import from_blocks, neighbours, to_blocks
+from flashjax.ops.pairs import FLOOR, HIDDEN, same
 
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 
@@ -43,7 +44,7 @@ def partial(q: Float[Array, "*q Q D"], k: Float[Array, "*k K D"], v: Float[Array
     logits = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=exact) * q.shape[-1] ** -0.5
     logits = jnp.where(mask, logits, HIDDEN)
     largest = jax.lax.stop_gradient(logits.max(-1))
-    weights = jnp.exp(logits - jnp.where(largest > HIDDEN, largest, 0)[..., None])
+    weights = jnp.exp(logits - jnp.maximum(largest, FLOOR)[..., None])
     total = jnp.einsum("...qk,...ke->...qe", weights.astype(v.dtype), v, preferred_element_type=exact)
     return Partial(total, weights.sum(-1), largest)
 
@@ -61,34 +62,6 @@ def masked_softmax(logits: Float[Array, "*b Q K"], mask: Mask) -> Float[Array, "
     """Softmax over the keys that `mask` lets through, in float32; rows that see nothing are 0."""
     logits = jnp.where(mask, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), HIDDEN)
     return jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0)
-
-
-def to_blocks(x: Array, block: int, axis: int) -> Array:
-    """Cuts dim `axis` [N] into [L, block], with zeros behind where N is no multiple."""
-    axis %= x.ndim
-    behind = -x.shape[axis] % block
-    if behind:
-        x = jnp.pad(x, [(0, behind if i == axis else 0) for i in range(x.ndim)])
-    return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
-
-
-def from_blocks(x: Array, length: int, axis: int) -> Array:
-    """Joins dims `axis` [L] and the next [block] again and cuts them off after `length`."""
-    axis %= x.ndim
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
-
-
-def neighbours(x: Array, before: int, after: int, axis: int) -> Array:
-    """For each block along `axis` (blocks, then tokens) also those `before` and `after` it: [L, b] -> [L, (1 + ...) b].
-
-    Zeros stand where there is no block. Slices and a concatenation, whose backward pass has no scatter.
-    """
-    axis %= x.ndim
-    L = x.shape[axis]
-    x = jnp.pad(x, [(before, after) if i == axis else (0, 0) for i in range(x.ndim)])
-    shifted = [jax.lax.slice_in_dim(x, i, i + L, axis=axis) for i in range(before + 1 + after)]
-    return jnp.concatenate(shifted, axis=axis + 1)
 
 
 def window(
@@ -114,8 +87,3 @@ def window(
     near = (-before <= offset) & (offset <= after)
     part = partial(to_blocks(q, b, 2), keys, values, near & same(to_blocks(segments, b, 1), of_keys)[:, None])
     return Partial(*(from_blocks(x, N, 2) for x in part))
-
-
-def same(of_queries: Int[Array, "*q Q"], of_keys: Int[Array, "*k K"]) -> Bool[Array, "*both Q K"]:
-    """Whether query and key are of one segment, and none of them padding."""
-    return (of_queries[..., :, None] == of_keys[..., None, :]) & (of_keys[..., None, :] > 0)

@@ -46,6 +46,14 @@ def test_nothing_changes_for_the_same_configuration(trained):
     jax.tree.map(np.testing.assert_array_equal, resize_parameters(trained, SOURCE, SOURCE), dict(trained))
 
 
+@pytest.mark.parametrize(
+    "layout", [{"attention": "paired"}, {"branches": "apart"}, {"blocks": "looped"}, {"remat": True}]
+)
+def test_another_layout_is_the_same_model(trained, layout):
+    target = SwinConfig(ape=True, **BASE, **layout)
+    jax.tree.map(np.testing.assert_array_equal, resize_parameters(trained, SOURCE, target), dict(trained))
+
+
 def test_a_head_for_other_classes(trained):
     target = SwinConfig(ape=True, **{**BASE, "num_classes": 3})
     fresh = resize_parameters(trained, SOURCE, target)["head"]

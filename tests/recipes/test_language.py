@@ -97,6 +97,9 @@ def test_a_run_can_start_from_another_one(trained, text, tmp_path):
     start = built.initial({"params": None})["params"]
     source = language.finished_run(trained.workdir).variables["params"]["layers"]
     np.testing.assert_array_equal(start["layer_1"]["mlp"]["up"]["kernel"], source["mlp"]["up"]["kernel"][1])
+    again = language.layers_as(start, scanned=True)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(again))  # on the host, and not whole on a device
+    jax.tree.map(np.testing.assert_array_equal, again["layers"], source)
 
 
 @pytest.mark.slow

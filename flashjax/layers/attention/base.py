@@ -7,7 +7,6 @@ Segments: `segment_ids` int32 [B, N] numbers the documents of a packed row from 
 segment alone; padding is seen by nobody, and what it is given itself is finite and means nothing. None: one segment.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
+
+from flashjax.ops.pairs import same
 
 Queries = Float[Array, "B N H D"]
 Keys = Float[Array, "B N H D"]
@@ -110,7 +111,7 @@ class Mixer:
         empty = self.initial_state(q.shape[0], q.shape[2], q.shape[3], v.shape[3], q.shape[1])
         if q.dtype == jnp.float64:  # then the sums are, too
             empty = jax.tree.map(lambda x: x.astype(q.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, empty)
-        ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+        ids = numbered(segment_ids, *q.shape[:2])
         starts = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
         shared = {name: value for name, value in inputs.items() if name in self.shared_inputs}
         per_token = {name: value for name, value in inputs.items() if name not in shared}
@@ -166,14 +167,14 @@ class Mixer:
 
 def visible(segment_ids: Segments | None, batch: int, length: int, causal: bool) -> Bool[Array, "B N N"]:
     """Whether query i may see key j: the mask of every reference form."""
-    ids = jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
-    same = (ids[:, :, None] == ids[:, None, :]) & (ids[:, None, :] > 0)
-    return same & jnp.tril(jnp.ones((length, length), bool)) if causal else same
+    ids = numbered(segment_ids, batch, length)
+    seen = same(ids, ids)
+    return seen & jnp.tri(length, dtype=bool) if causal else seen
 
 
-def options(mixer: type[Mixer]) -> dict[str, dataclasses.Field]:
-    """The options of a mixer by name."""
-    return {field.name: field for field in dataclasses.fields(mixer)}
+def numbered(segment_ids: Segments | None, batch: int, length: int) -> Segments:
+    """The segments, or one that is the whole row."""
+    return jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
 
 
 def _where(condition: Bool[Array, "B"], x: Array, y: Array) -> Array:

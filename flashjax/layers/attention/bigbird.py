@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, visible
-from flashjax.layers.attention.pattern import finish, heads_first, numbered
+from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, numbered, visible
+from flashjax.layers.attention.pattern import finish, heads_first
 from flashjax.ops import partial_attention as over
+from flashjax.ops.blocks import from_blocks, to_blocks
+from flashjax.ops.pairs import same
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class BigBird(Mixer):
         ids = numbered(segment_ids, B, N)
         L = -(-N // b)
         if L <= 2:  # all blocks are global
-            return finish(over.partial(q, k, v, over.same(ids, ids)[:, None]), dtype=v.dtype)
-        qs, ks, vs = (over.to_blocks(x, b, 2) for x in (q, k, v))  # [B, H, L, b, D]
-        of = over.to_blocks(ids, b, 1)[:, None]  # [B, 1, L, b]
+            return finish(over.partial(q, k, v, same(ids, ids)[:, None]), dtype=v.dtype)
+        qs, ks, vs = (to_blocks(x, b, 2) for x in (q, k, v))  # [B, H, L, b, D]
+        of = to_blocks(ids, b, 1)[:, None]  # [B, 1, L, b]
 
         def near(x: Array) -> Array:
             return jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], axis=3)
@@ -90,23 +92,21 @@ class BigBird(Mixer):
             return jnp.concatenate([x[:, :, :1], x[:, :, -1:]], axis=3)
 
         inner, of_inner = qs[:, :, 1:-1], of[:, :, 1:-1]
-        window = over.partial(inner, near(ks), near(vs), over.same(of_inner, near(of)))
+        window = over.partial(inner, near(ks), near(vs), same(of_inner, near(of)))
         row = np.arange(1, L - 1)[:, None]
         apart = np.repeat((row != (1, L - 2)), b, axis=1)[:, None]  # the edge is not in the window already
-        edge = over.partial(inner, edges(ks), edges(vs), over.same(of_inner, edges(of)) & apart)
+        edge = over.partial(inner, edges(ks), edges(vs), same(of_inner, edges(of)) & apart)
         parts = [window, edge]
         chosen = self.random_blocks(H, L)
         if chosen.size:
             rows, real = np.maximum(chosen, 0), np.repeat(chosen >= 0, b, axis=2)[:, :, None]
             k_drawn, v_drawn = (_blocks_of(x, rows) for x in (ks, vs))
             of_drawn = of[:, 0][:, rows].reshape(B, H, L - 2, -1)
-            parts.append(over.partial(inner, k_drawn, v_drawn, over.same(of_inner, of_drawn) & real))
+            parts.append(over.partial(inner, k_drawn, v_drawn, same(of_inner, of_drawn) & real))
         o = over.combine(*parts)
-        outer = over.combine(over.partial(edges(qs)[:, :, 0], k, v, over.same(edges(of)[:, 0, 0], ids)[:, None]))[
-            :, :, None
-        ]
+        outer = over.combine(over.partial(edges(qs)[:, :, 0], k, v, same(edges(of)[:, 0, 0], ids)[:, None]))[:, :, None]
         o = jnp.concatenate([outer[..., :b, :], o, outer[..., b:, :]], axis=2)
-        return over.from_blocks(o, N, 2).swapaxes(1, 2).astype(v.dtype)
+        return from_blocks(o, N, 2).swapaxes(1, 2).astype(v.dtype)
 
 
 def _blocks_of(x: Array, rows: np.ndarray) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values
+from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, numbered
 from flashjax.ops import delta_rule, linear_attention
 
 
@@ -58,7 +58,7 @@ class DeltaNet(Mixer):
         self.check(causal=causal)
         q, k, beta, log_decay = _terms(q, k, inputs)
         B, N, H, D = q.shape
-        ids = jnp.ones((B, N), jnp.int32) if segment_ids is None else segment_ids
+        ids = numbered(segment_ids, B, N)
         same = jnp.pad(ids[:, 1:] == ids[:, :-1], ((0, 0), (1, 0)))[..., None, None, None]
         a = jnp.ones((B, N, H), q.dtype) if log_decay is None else jnp.exp(log_decay)
         k_k, k_v = jnp.einsum("bnhd,bnhc->bnhdc", k, k), jnp.einsum("bnhd,bnhe->bnhde", k, v.astype(k.dtype))
@@ -112,7 +112,8 @@ class DeltaNet(Mixer):
         **inputs: Array,
     ) -> tuple[dict[str, Array], Float[Array, "B H E"]]:
         """One correction of S."""
-        S, o = delta_rule.step(state["S"], *_terms(q, k, inputs)[:2], v, *_terms(q, k, inputs)[2:])
+        q, k, beta, log_decay = _terms(q, k, inputs)
+        S, o = delta_rule.step(state["S"], q, k, v, beta, log_decay)
         return {"S": S}, o.astype(v.dtype)
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
-from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
+from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values, numbered
+from flashjax.layers.attention.pattern import Pattern, finish, heads_first
 from flashjax.ops import partial_attention as over
+from flashjax.ops.blocks import from_blocks, to_blocks
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Dilated(Pattern):
 
 def residues(x: Array, d: int, axis: int) -> Array:
     """Tokens of one residue mod d become a row of their own: [B, ..., N, ...] -> [B d, ..., N / d, ...]."""
-    x = jnp.moveaxis(over.to_blocks(x, d, axis), axis + 1, 1)  # [B, d, ..., N / d, ...]
+    x = jnp.moveaxis(to_blocks(x, d, axis), axis + 1, 1)  # [B, d, ..., N / d, ...]
     return x.reshape(-1, *x.shape[2:])
 
 
 def together(x: Array, d: int, length: int) -> Array:
     """The other way, on [B d, H, N / d, ...]."""
     x = jnp.moveaxis(x.reshape(-1, d, *x.shape[1:]), 1, 3)
-    return over.from_blocks(x, length, 2)
+    return from_blocks(x, length, 2)

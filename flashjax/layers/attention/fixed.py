@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
-from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
+from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values, numbered
+from flashjax.layers.attention.pattern import Pattern, finish, heads_first
 from flashjax.layers.positions import positions_of
 from flashjax.ops import partial_attention as over
+from flashjax.ops.pairs import same
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Fixed(Pattern):
         ids = numbered(segment_ids, *q.shape[:2])
         q, k, v = heads_first(q, k, v)
         position = positions_of(ids)
-        blocks = jnp.cumsum(position % size == 0, axis=1) * (ids > 0)  # all blocks of a row, numbered
+        blocks = jnp.cumsum(position % size == 0, axis=1) * (ids > 0)  # all blocks of a row
         near = over.window(q, k, v, blocks, size - 1, 0 if causal else size - 1)
         if N * c < size:  # nor has any document a summary
             return finish(near, dtype=v.dtype)
@@ -66,7 +67,7 @@ class Fixed(Pattern):
         )
         keys, values = (jnp.take_along_axis(x, last[:, None, :, None], 2, mode="fill", fill_value=0) for x in (k, v))
         of, in_block = (jnp.take_along_axis(x, last, 1, mode="fill", fill_value=0) for x in (ids, blocks))
-        mask = over.same(ids, of) & (blocks[:, :, None] != in_block[:, None, :])
+        mask = same(ids, of) & (blocks[:, :, None] != in_block[:, None, :])
         if causal:
             mask &= last[:, None, :] <= np.arange(N)[:, None]
         return finish(near, over.partial(q, keys, values, mask[:, None]), dtype=v.dtype)

@@ -9,8 +9,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, State, Values, visible
-from flashjax.layers.attention.pattern import Pattern, attend, finish, heads_first, numbered, remember
+from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, State, Values, numbered, visible
+from flashjax.layers.attention.pattern import Pattern, attend, finish, heads_first, remember
 from flashjax.layers.positions import positions_of
 from flashjax.ops import partial_attention as over
 from flashjax.ops.pairs import HIDDEN

@@ -9,11 +9,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values
+from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, numbered
 from flashjax.layers.attention.documents import Slots, document_slots
-from flashjax.layers.attention.pattern import numbered
 from flashjax.layers.initializers import torch_uniform
-from flashjax.ops.partial_attention import masked_softmax, same
+from flashjax.ops.pairs import same
+from flashjax.ops.partial_attention import masked_softmax
 
 
 class ResidualConvolution(nn.Module):

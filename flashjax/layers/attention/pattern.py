@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, State, Values, visible
+from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, State, Values, numbered, visible
 from flashjax.layers.positions import positions_of
+from flashjax.ops.cache import newest, write
 from flashjax.ops.partial_attention import Partial, combine, masked_softmax
 
 
@@ -60,7 +61,8 @@ class Pattern(Mixer):
         self, q: Queries, k: Keys, v: Values, valid: Bool[Array, "B N"], state: State, **inputs: Array
     ) -> tuple[State, Outputs]:
         lengths = valid.sum(1, dtype=jnp.int32)
-        kept = {"keys": newest(k, lengths, state["keys"]), "values": newest(v, lengths, state["values"])}
+        size, dtype = state["keys"].shape[1], state["keys"].dtype
+        kept = {name: newest(x, lengths, size).astype(dtype) for name, x in (("keys", k), ("values", v))}
         o = self.parallel(q, k, v, causal=True, segment_ids=valid.astype(jnp.int32), **inputs)
         return {**state, **kept, "position": lengths}, o
 
@@ -74,11 +76,6 @@ class Pattern(Mixer):
         return {**state, "keys": keys, "values": values, "position": i + 1}, o
 
 
-def numbered(segment_ids: Segments | None, batch: int, length: int) -> Segments:
-    """The segments, or one that is the whole row."""
-    return jnp.ones((batch, length), jnp.int32) if segment_ids is None else segment_ids
-
-
 def heads_first(*arrays: Float[Array, "B N H _"]) -> tuple[Any, ...]:
     """[B, N, H, D] as [B, H, N, D]."""
     return tuple(jnp.swapaxes(x, 1, 2) for x in arrays)
@@ -89,19 +86,9 @@ def finish(*parts: Partial, dtype: Any) -> Outputs:
     return jnp.swapaxes(combine(*parts), 1, 2).astype(dtype)
 
 
-def newest(x: Float[Array, "B N H _"], lengths: Int[Array, "B"], cache: Array) -> Array:
-    """A `cache` [B, size, H, _] of the newest of the first `lengths` tokens, each at its position mod size."""
-    size = cache.shape[1]
-    last = lengths[:, None] - 1
-    token = last - (last - jnp.arange(size)) % size
-    found = jnp.take_along_axis(x, jnp.maximum(token, 0)[..., None, None], axis=1)
-    return jnp.where((token >= 0)[..., None, None], found, 0).astype(cache.dtype)
-
-
 def remember(cache: Array, position: Int[Array, "B"], x: Float[Array, "B H _"]) -> Array:
     """The cache with one more token in each row, in the place of the oldest."""
-    rows = jnp.arange(cache.shape[0])
-    return cache.at[rows, position % cache.shape[1]].set(x.astype(cache.dtype))
+    return write(cache, position % cache.shape[1], x)
 
 
 def recall(q: Float[Array, "B H D"], keys: Array, values: Array, seen: Int[Array, "..."]) -> Float[Array, "B H E"]:

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
-from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
+from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values, numbered
+from flashjax.layers.attention.pattern import Pattern, finish, heads_first
 from flashjax.ops import partial_attention as over
 
 

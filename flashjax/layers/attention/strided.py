@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values
-from flashjax.layers.attention.pattern import Pattern, finish, heads_first, numbered
+from flashjax.layers.attention.base import Keys, Outputs, Queries, Segments, Values, numbered
+from flashjax.layers.attention.pattern import Pattern, finish, heads_first
 from flashjax.ops import partial_attention as over
+from flashjax.ops.blocks import from_blocks, to_blocks
+from flashjax.ops.pairs import same
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,10 @@ class Strided(Pattern):
         q, k, v = heads_first(q, k, v)
         near = over.window(q, k, v, ids, stride, 0 if causal else stride)
         # Rows of l tokens under one another: column c holds the tokens of residue c, [B, H, l, N / l, D].
-        q, k, v = (over.to_blocks(x, stride, 2).swapaxes(2, 3) for x in (q, k, v))
-        of = over.to_blocks(ids, stride, 1).swapaxes(1, 2)
+        q, k, v = (to_blocks(x, stride, 2).swapaxes(2, 3) for x in (q, k, v))
+        of = to_blocks(ids, stride, 1).swapaxes(1, 2)
         row = np.arange(of.shape[2])
         apart = row[:, None] - row  # rows between; those less than two apart are in the window
         mask = (apart if causal else np.abs(apart)) >= 2
-        far = over.partial(q, k, v, mask & over.same(of, of)[:, None])
-        return finish(near, jax.tree.map(lambda x: over.from_blocks(x.swapaxes(2, 3), N, 2), far), dtype=v.dtype)
+        far = over.partial(q, k, v, mask & same(of, of)[:, None])
+        return finish(near, jax.tree.map(lambda x: from_blocks(x.swapaxes(2, 3), N, 2), far), dtype=v.dtype)
