@@ -33,7 +33,7 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
     from flashjax.models.flash import Flash, FlashConfig
     from flashjax.models.transformer import Transformer, TransformerConfig
     from flashjax.objectives.language import cross_entropy
-    from flashjax.ops.platform import compiler_options
+    from flashjax.ops.platform import jit_here
 
     if name == "flash":
         made: Any = FlashConfig(vocab_size=VOCAB, width=WIDTH, depth=2 * depth, max_length=length)
@@ -60,9 +60,8 @@ def flashjax_contender(name: str, length: int, rows: int, depth: int = DEPTH) ->
         return optax.apply_updates(params, updates), state, value
 
     prompt = tokens[:, :-1]
-    forward_jit = jax.jit(apply, compiler_options=compiler_options(backward=False))
-    forward_jit = forward_jit.lower(params, prompt).compile()
-    train_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=compiler_options(backward=True))
+    forward_jit = jit_here(apply, backward=False).lower(params, prompt).compile()
+    train_jit = jit_here(update, backward=True, donate_argnums=(0, 1))
     train_jit = train_jit.lower(params, held["state"], tokens).compile()
 
     def forward() -> None:

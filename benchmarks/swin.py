@@ -23,7 +23,7 @@ import transformers
 
 from benchmarks.turns import Step, median_ratio, take_turns
 from flashjax import interop, models
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 from flashjax.planning.flops import count_flops
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -74,8 +74,8 @@ def jax_steps(weights: dict, images: np.ndarray, labels: np.ndarray) -> tuple[St
 
     state = jax.jit(optimizer.init)(params)
     flops = {"forward": count_flops(apply, params, x), "train": count_flops(update, params, state, x, y)}
-    apply_jit = jax.jit(apply, compiler_options=compiler_options(backward=False))
-    update_jit = jax.jit(update, donate_argnums=(0, 1), compiler_options=compiler_options(backward=True))
+    apply_jit = jit_here(apply, backward=False)
+    update_jit = jit_here(update, backward=True, donate_argnums=(0, 1))
     held = {"params": jax.tree.map(jnp.copy, params), "state": state}
 
     def forward() -> None:

@@ -33,7 +33,7 @@ import optax
 
 from configs.swin_imagenet import PRESETS
 from experiments.swin_imagenet import build
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 from flashjax.training.checkpoints import Checkpoints
 from flashjax.training.experiment import Experiment
 from flashjax.training.interrupts import InterruptGuard
@@ -90,7 +90,7 @@ def plain_step(program: Program, checked: bool) -> Callable[[Any, Any], Any]:
             metrics = {**metrics, "grad_norm": norm}
         return new, {**metrics, "loss": loss}
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options(backward=True))
+    return jit_here(step, backward=True, donate_argnums=0)
 
 
 class Plain:

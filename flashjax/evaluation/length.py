@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from flashjax.objectives.language import cross_entropy
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
 
@@ -164,7 +164,7 @@ def _compiled(model: Any) -> Callable[..., Any]:
     def run(variables: Any, rows: Any) -> Any:
         return cross_entropy(model.apply(variables, rows[:, :-1]), rows[:, 1:])
 
-    return jax.jit(run, compiler_options=compiler_options(backward=False))
+    return jit_here(run, backward=False)
 
 
 def token_scores(

@@ -310,7 +310,8 @@ def chunk_prefill(k_quad: Heads, k_lin: Heads, v: Values, lengths: Int[Array, "B
     past = jnp.arange(v.shape[1]) < lengths[:, None] - chunk
     K = jnp.where(past[..., None], k_lin, 0) / chunk
     S = jnp.einsum("bns,bne->bse", K, v, preferred_element_type=jnp.float32)
-    return ChunkState(*(newest(x, lengths, chunk) for x in (k_quad, k_lin, v)), S)
+    k_quad, k_lin, v = (newest(x, lengths, chunk) for x in (k_quad, k_lin, v))
+    return ChunkState(k_quad, k_lin, v, S)
 
 
 def chunk_step(

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -44,6 +45,14 @@ def compiler_options(*, backward: bool, platform: str | None = None) -> dict[str
     except jax.errors.JaxRuntimeError:
         return {}
     return options
+
+
+def jit_here(function: Callable[..., Any], *, backward: bool, **options: Any) -> Any:
+    """`jax.jit` for devices of this process, with their `compiler_options`; `options` are its own.
+
+    Not for decoding steps: SmolLM2's takes 33 ms on a CPU that way, and 30 with XLA's default.
+    """
+    return jax.jit(function, compiler_options=compiler_options(backward=backward), **options)
 
 
 def chosen(setting: str, value: str) -> None:

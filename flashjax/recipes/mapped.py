@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from flashjax.data.sources import digits, stratified_split
 from flashjax.objectives.classification import Classification
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 from flashjax.planning.flops import count_flops
 from flashjax.training.optimizers import OptimizerConfig, make_optimizer, with_arrays
 
@@ -94,7 +94,7 @@ class MappedTraining:
 
     @cached_property
     def _compiled(self) -> Any:
-        return jax.jit(self._run, compiler_options=compiler_options(backward=True))
+        return jit_here(self._run, backward=True)
 
     def _run(
         self, seed: Any, rates: Float[Array, "C"], decays: Float[Array, "C"], train: Any, held_out: Any

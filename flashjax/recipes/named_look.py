@@ -13,7 +13,7 @@ from flashjax import models
 from flashjax.data.sources import digits
 from flashjax.objectives.classification import Classification
 from flashjax.objectives.language import LanguageModelling, Masking
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 from flashjax.recipes.short_runs import bible
 from flashjax.training.experiment import Batch, Objective
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig, make_optimizer
@@ -49,8 +49,8 @@ def looks(
     optimizer = make_optimizer(config, max(steps, 1), params, objective.scales)
     state = TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), None, jnp.zeros((), bool))
     look = Look(objective, optimizer, seed)
-    jit = functools.partial(jax.jit, compiler_options=compiler_options(backward=True))
-    seen, step = jit(look), jit(make_train_step(objective, optimizer, seed), donate_argnums=0)
+    seen = jit_here(look, backward=True)
+    step = jit_here(make_train_step(objective, optimizer, seed), backward=True, donate_argnums=0)
     found = {0: flat(jax.device_get(seen(state, batches(0))), look.order)}
     for t in range(steps):
         state, _ = step(state, batches(t))

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.data.text_sources import kjv
 from flashjax.objectives.language import LanguageModelling
-from flashjax.ops.platform import compiler_options
+from flashjax.ops.platform import jit_here
 from flashjax.planning.flops import count_flops
 from flashjax.training.optimizers import OptimizerConfig, make_optimizer, with_arrays
 from flashjax.training.parametrization import ParametrizationConfig, Parametrized, parametrize
@@ -37,10 +37,6 @@ def bible() -> tuple[np.ndarray, np.ndarray]:
     """The King James Bible's bytes, uint8: (to train on, held out)."""
     train, held_out = ("\n\n".join(part.documents()).encode() for part in kjv())
     return np.frombuffer(train, np.uint8), np.frombuffer(held_out, np.uint8)
-
-
-def _jit(function: Any, **options: Any) -> Any:
-    return jax.jit(function, compiler_options=compiler_options(backward=True), **options)
 
 
 @dataclass(frozen=True)
@@ -109,11 +105,11 @@ class ShortRuns:
 
     @functools.cached_property
     def _trained(self) -> Any:
-        return _jit(self._train)
+        return jit_here(self._train, backward=True)
 
     @functools.cached_property
     def _changed(self) -> Any:
-        return _jit(self._change)
+        return jit_here(self._change, backward=True)
 
     @functools.cached_property
     def _begun(self) -> Any:
@@ -121,18 +117,18 @@ class ShortRuns:
             carry = self._start(seed, rate)[1]
             return self._look(carry, seed, rate, 0, text), carry
 
-        return _jit(begin)
+        return jit_here(begin, backward=True)
 
     @functools.cached_property
     def _looked(self) -> Any:
-        return _jit(self._look)
+        return jit_here(self._look, backward=True)
 
     @functools.cached_property
     def _stepped(self) -> Any:
         def step(carry: Any, seed: Any, rate: Any, t: Any, text: Any) -> Any:
             return self._step(self._optimizer(carry[0], rate), carry, self._batch(seed, t, text))
 
-        return _jit(step, donate_argnums=0)
+        return jit_here(step, backward=True, donate_argnums=0)
 
     def _start(self, seed: Any, rate: Any) -> tuple[optax.GradientTransformation, Any]:
         params_key, dropout_key = jax.random.split(jax.random.key(seed))
