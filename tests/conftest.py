@@ -25,7 +25,8 @@ if importlib.util.find_spec("beartype"):
     from jaxtyping import install_import_hook
 
     # Held for the whole session: a module is checked if it is imported while the hook is there.
-    _hook = install_import_hook(["flashjax.ops", "flashjax.layers", "flashjax.models"], "beartype.beartype")
+    _checked = [f"flashjax.{room}" for room in ("ops", "layers", "models", "objectives")]
+    _hook = install_import_hook(_checked, "beartype.beartype")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -277,12 +277,6 @@ def halves(rows: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(pairs, 1, 2)).reshape(rows.shape)
 
 
-def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `halves`."""
-    pairs = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    return np.ascontiguousarray(np.swapaxes(pairs, 1, 2)).reshape(rows.shape)
-
-
 def _short(value: Any) -> Any:
     """A float32 of the file as the decimal that was meant: 9.999999747378752e-06 -> 1e-05."""
     return float(np.format_float_positional(np.float32(value), unique=True)) if isinstance(value, float) else value

@@ -17,11 +17,6 @@ _FILES = {
 }
 
 
-def names() -> list[str]:
-    """The packages that are known to hold a model."""
-    return list(_FILES)
-
-
 def find(package: str) -> Path:
     """The file with the weights: a GGUF of SmolLM2-135M-Instruct, or GlassLM's `.npz` (0.8 M parameters, English).
 

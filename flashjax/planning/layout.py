@@ -109,7 +109,8 @@ def _totals(rows: Mapping[str, Sequence[ParameterRow]]) -> str:
     sums = {
         name: (sum(row.bytes for row in tree), sum(row.bytes_per_device for row in tree)) for name, tree in rows.items()
     }
-    sums["in all"] = tuple(map(sum, zip(*sums.values(), strict=True)))  # type: ignore[assignment]
+    whole, part = map(sum, zip(*sums.values(), strict=True))
+    sums["in all"] = whole, part
     longest = max(whole for whole, _ in sums.values()) or 1
     lines = "".join(
         f'<tr><th>{escape(name)}</th><td class="bar"><span class="whole" style="width:{100 * whole / longest:.2f}%">'

@@ -117,7 +117,8 @@ def rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         means = [statistics.mean(line["test_error"] for line in group) if group else None for group in found]
         row = [model, *(mean_and_deviation(group) if group else "not run" for group in found)]
         if table and len(means) == 2:
-            row.append("" if None in means else f"{means[1] - means[0]:+.2f}")  # type: ignore[operator]
+            without, erased = means
+            row.append("" if without is None or erased is None else f"{erased - without:+.2f}")
         made.append(row)
     return [*heads, *(["difference"] if table and len(values) == 2 else [])], made
 

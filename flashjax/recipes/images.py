@@ -106,9 +106,12 @@ def predict(config: Any, objective: Objective, program: str, pretrained: Callabl
     """Names each of ``--images`` by the run's best checkpoint, or by pretrained weights where there is no run."""
     where = workdir(config, program)
     run = finished_run(where, config.checkpoint)
-    if run is None and pretrained is None:
+    if run is not None:
+        variables = run.variables
+    elif pretrained is not None:
+        variables = pretrained()
+    else:
         raise ValueError(f"no finished run in {where}: train first, name one with --workdir, or give --init")
-    variables = run.variables if run is not None else pretrained()  # type: ignore[misc]
     num_classes = variables["params"]["head"]["kernel"].shape[-1]
     names = run.class_names if run is not None else classify.default_names(num_classes)
     goal = objective(config, num_classes)

@@ -92,9 +92,14 @@ def direction(metric: str, given: Literal["min", "max"] | None = None) -> Litera
     """
     if given is not None:
         return given
-    for ends, way in ((LOWER, "min"), (HIGHER, "max")):
-        if any(metric == end or metric.endswith(f"_{end}") for end in ends):
-            return way  # type: ignore[return-value]
+
+    def ends_in(names: Sequence[str]) -> bool:
+        return any(metric == name or metric.endswith(f"_{name}") for name in names)
+
+    if ends_in(LOWER):
+        return "min"
+    if ends_in(HIGHER):
+        return "max"
     raise ValueError(f"whether a low or a high {metric!r} is good is not known: say --direction min or --direction max")
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -158,7 +158,6 @@ class Watchdog:
         self._host = socket.gethostname()
         self._tick = self._beats = 0
         self._step: int | None = None
-        self._patience_s = 0.0
         self._ended = ""
         watched = range(distributed.num_processes()) if self._me == 0 else [0]
         self._ledger = Ledger(watched, limit_s, unseen_limit_s=max(limit_s, stall_limit_s))
@@ -174,16 +173,6 @@ class Watchdog:
         """
         self._step = step
         self._beats += 1
-
-    @contextlib.contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """Within, no beat is due for this long: for what is known to take long in every process, as compiling does."""
-        before, self._patience_s = self._patience_s, seconds
-        try:
-            yield
-        finally:
-            self._patience_s = before
-            self._beats += 1
 
     def start(self) -> "Watchdog":
         """Begin to watch."""
@@ -232,7 +221,7 @@ class Watchdog:
         distributed.abandon()
 
     def _own(self) -> Beat:
-        patience_s = self._patience_s or self.stall_limit_s * (FIRST_STEP_PATIENCE if self._beats < 2 else 1)
+        patience_s = self.stall_limit_s * (FIRST_STEP_PATIENCE if self._beats < 2 else 1)
         return Beat(
             process=self._me,
             host=self._host,

@@ -13,6 +13,7 @@ from flashjax.data import AugmentConfig, DataConfig
 from flashjax.data.augment import device, randaugment
 from flashjax.data.augment.erasing import sample_boxes
 from flashjax.data.augment.mixing import sample_box, sample_mixing
+from flashjax.data.augment.operations import run
 from tests.data.helpers import picture
 
 
@@ -55,11 +56,12 @@ def test_each_operation_gets_stronger_with_the_magnitude():
     pixels = (waves * 0.7 + noise * 0.3).astype(np.uint8)
     image, pixels = Image.fromarray(pixels), pixels.astype(int)
     graded = randaugment.INCREASING[3:]  # the first three have no level
+    policy = randaugment.parse("rand-inc1")
     for operation in graded:
-        policy = randaugment.parse("rand-inc1")
         change = [
-            np.abs(np.asarray(operation(image, level, np.random.default_rng(0), policy)) - pixels).mean()
+            np.abs(np.asarray(run(image, [step], policy.fill)) - pixels).mean()
             for level in (0.1, 0.5, 1.0)
+            for step in [operation.draw(level, np.random.default_rng(0), policy.interpolation)]
         ]
         assert change[0] < change[1] < change[2], randaugment.INCREASING.index(operation)
 

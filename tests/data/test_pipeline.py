@@ -252,7 +252,7 @@ def test_digits_train_and_evaluate_without_workers():
     assert (batch["mix_lambda"] == 1).all() and not batch["mix_box"].any() and not batch["erase_box"].any()
 
 
-def test_classes_of_imagenet_get_their_english_names(tmp_path):
+def test_classes_of_imagenet_get_their_english_names():
     from flashjax.data import imagenet
     from flashjax.data.pipeline import _display_names
 

@@ -188,7 +188,7 @@ def test_joined_documents_have_no_segments_to_train_on(root):
     assert info.train_tokens == sum(map(len, texts())) + 30
 
 
-def test_masked_models_read_rows_that_do_not_overlap(root, tmp_path):
+def test_masked_models_read_rows_that_do_not_overlap(root):
     train, evaluation, _ = language(CONFIG, root, 0, causal=False)
     assert train.spec["tokens"].shape == evaluation.spec["tokens"].shape == (4, 16)
     with pytest.raises(ValueError, match=r"needs a mask token, .* bytes:eos does not say .* --data\.mask_token"):

@@ -61,7 +61,7 @@ def test_train_resume_evaluate_predict(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_of_images_is_learnt_and_fine_tunes_another_resolution(tmp_path, photographs, monkeypatch, capsys):
+def test_a_folder_of_images_is_learnt_and_fine_tunes_another_resolution(tmp_path, photographs, monkeypatch):
     common = (
         *("--data_dir", photographs, "--data.dataset", "folder", "--data.batch_size", 8, "--data.eval_batch_size", 8),
         *("--train.log_every", 1, "--train.no_progress", "--data.workers", 0, "--preset", "tiny_1k"),

@@ -53,7 +53,7 @@ def test_local_gives_each_process_its_place(tmp_path: Path):
     assert "wrote launches/flashjax-local.sh" in errors
 
 
-def test_local_script_does_the_same(tmp_path: Path):
+def test_local_script_does_the_same():
     code = ME + "print(json.dumps([me, sys.argv[1:]])); sys.exit(3 * me)"
     script = Local(processes=2, devices=1).script([sys.executable, "-c", code, *AWKWARD])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -143,8 +143,8 @@ def test_errors_name_the_value():
         LanguageModelling(Bigrams(), V, causal=False)
     with pytest.raises(ValueError, match="token_bytes holds 3 tokens and the vocabulary 11"):
         LanguageModelling(Bigrams(), V, token_bytes=np.ones(3))
-    with pytest.raises(ValueError, match="rate is 0"):
-        Masking(1, rate=0)
+    with pytest.raises(ValueError, match=r"rate is 0\.0"):
+        Masking(1, rate=0.0)
     with pytest.raises(ValueError, match=r"masked 0\.8 and random 0\.3"):
         Masking(1, random=0.3)
     with pytest.raises(ValueError, match="the model has 7 logits and the data 11 tokens"):

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Int32
 
 from flashjax.data.augment import draws as common
 from flashjax.data.augment.draws import Augmentation, Images, Rng
@@ -28,8 +28,8 @@ Box = tuple[int, int, int, int]
 class Mixing(NamedTuple):
     """`weight` of a row's own label, and its CutMix `box` (y0, y1, x0, x1); an empty box means Mixup by `weight`."""
 
-    weight: Float32[np.ndarray, "B"]
-    box: Int32[np.ndarray, "B 4"]
+    weight: Float[Any, "B"]
+    box: Int32[Any, "B 4"]
 
 
 def sample_box(rng: np.random.Generator, height: int, width: int, weight: float) -> tuple[Box, float]:

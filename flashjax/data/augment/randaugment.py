@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from flashjax.data.augment.operations import FILTERS, RANDOM_FILTERS, HostPolicy, Step, run
+from flashjax.data.augment.operations import FILTERS, RANDOM_FILTERS, HostPolicy, Step
 
 SCALE = 10.0  # a magnitude of 10 is an operation's full range
 
@@ -104,7 +104,7 @@ def parse(
 
 @dataclass(frozen=True)
 class Operation:
-    """One of timm's operations: called as `operation(image, level, rng, policy)`, where level 1 is its full range."""
+    """One of timm's operations, by how it is drawn; level 1 is its full range."""
 
     name: str
     """timm's."""
@@ -119,9 +119,6 @@ class Operation:
         """The amount and filter, drawn in timm's order."""
         amount = self.amount(level, rng)
         return Step(self.step, amount, _filter(rng, interpolation)) if self.geometric else Step(self.step, amount)
-
-    def __call__(self, image: Image.Image, level: float, rng: np.random.Generator, policy: RandAugment) -> Image.Image:
-        return run(image, (self.draw(level, rng, policy.interpolation),), policy.fill)
 
 
 def _signed(value: float, rng: np.random.Generator) -> float:

@@ -33,7 +33,6 @@ from flashjax.evaluation.detection.tables import (
     index_of,
 )
 
-Array = np.ndarray
 _BASIC = ("source", "images", "sizes", "files", "categories", "names")
 
 
