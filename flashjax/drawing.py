@@ -254,25 +254,36 @@ def label(tick: float, ticks: Sequence[float]) -> str:
     return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-STYLE = (
-    """
-:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0;
-  --c1: #2f6bd8; --c2: #d9660b; --c3: #138a5b; --c4: #a338b5; --c5: #b08900; --c6: #c9252d; --c7: #1591a8;
-  --c8: #68707a; --c9: #8a5a2b; --c10: #4b4fc9; --over: #fff; }
+BASE = """
+:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d;
-    --c1: #77a6f7; --c2: #f2a05a; --c3: #5fce9e; --c4: #d78ae4; --c5: #e0c04c; --c6: #ff7b7b; --c7: #5cc8dc;
-    --c8: #97a0ab; --c9: #c99a6b; --c10: #9a9df5; --over: #15181c; } }
+  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 18px; letter-spacing: -.01em; }
+h1 { font-size: 26px; font-weight: 650; margin: 0 0 4px; letter-spacing: -.01em; }
+th { font-weight: 400; color: var(--muted); }
+svg { display: block; }
+svg text { font-size: 12px; fill: var(--muted); }
+@media print { figure { break-inside: avoid; } }
+"""
+"""What every page looks like; a page adds what it draws."""
+
+STYLE = (
+    BASE
+    + """
+:root { --c1: #2f6bd8; --c2: #d9660b; --c3: #138a5b; --c4: #a338b5; --c5: #b08900; --c6: #c9252d; --c7: #1591a8;
+  --c8: #68707a; --c9: #8a5a2b; --c10: #4b4fc9; --over: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --c1: #77a6f7; --c2: #f2a05a; --c3: #5fce9e; --c4: #d78ae4; --c5: #e0c04c; --c6: #ff7b7b; --c7: #5cc8dc;
+    --c8: #97a0ab; --c9: #c99a6b; --c10: #9a9df5; --over: #15181c; } }
+h1 { margin-bottom: 18px; }
 h2 { font-size: 16px; font-weight: 650; margin: 0; }
 main > h2 { font-size: 19px; margin: 36px 0 2px; }
 .note { color: var(--muted); margin: 0 0 14px; }
 table { border-collapse: collapse; margin: 0 0 28px; max-width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 5px 28px 5px 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 400; color: var(--muted); white-space: nowrap; }
+th { white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .n, table.figures td, table.plan td { text-align: right; white-space: nowrap; }
 table td.w { text-align: left; }
@@ -290,14 +301,12 @@ figcaption { display: flex; justify-content: space-between; align-items: baselin
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
 .legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
   margin-right: 5px; }
-svg { display: block; width: 100%; height: auto; margin-top: 6px; }
-svg text { font-size: 12px; fill: var(--muted); }
+svg { width: 100%; height: auto; margin-top: 6px; }
 svg line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
 rect.cell { fill: var(--c1); stroke: var(--line); }
 rect.marked { stroke: var(--ink); stroke-width: 2; }
 svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); }
-@media print { figure { break-inside: avoid; } }
 """
     + "\n".join(
         f".legend .c{i}::before, circle.c{i} {{ background: var(--c{i}); fill: var(--c{i}); }} "

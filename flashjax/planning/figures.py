@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flashjax.drawing import BASE
 from flashjax.pages import write_page
 from flashjax.planning.collectives import KINDS
 from flashjax.planning.scaling import PowerLaw, Run, fit_words, virtual_note
@@ -39,7 +40,7 @@ def write_figure(
         words = fit_words(law, runs) if law else f"{len(runs)} runs: three or more make a fit"
         parts.append(f'<figure class="loss"><h2>Loss by compute</h2><p class="note">{escape(words)}</p>')
         parts.append(_scatter(runs, law) + "</figure>")
-    return write_page(path, title, _STYLE, parts)
+    return write_page(path, title, BASE + _STYLE, parts)
 
 
 # Bars: a row for each cell under its size, four columns that share the rows.
@@ -162,23 +163,21 @@ def _scatter(runs: Sequence[Run], law: PowerLaw | None) -> str:
 
 
 _STYLE = """
-:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0; --warn: #fdf3dc;
+:root { --warn: #fdf3dc;
   --p1: #2f6bd8; --p2: #d9660b; --p3: #138a5b; --p4: #b3bac4; --p5: #a338b5; --band: #2f6bd822; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d; --warn: #3a3220;
+  :root { --warn: #3a3220;
     --p1: #77a6f7; --p2: #f2a05a; --p3: #5fce9e; --p4: #59626e; --p5: #d78ae4; --band: #77a6f733; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 14px; letter-spacing: -.01em; }
+main { max-width: 1240px; }
+h1 { margin-bottom: 14px; }
 h2 { font-size: 16px; font-weight: 650; margin: 0; }
 .warning { background: var(--warn); border-radius: 8px; padding: 9px 14px; margin: 0 0 16px; }
 .note { color: var(--muted); margin: 2px 0 8px; font-size: 13.5px; }
 figure { margin: 0 0 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px; }
 figure.loss { max-width: 760px; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-size: 12px; fill: var(--muted); font-variant-numeric: tabular-nums; }
+svg { width: 100%; height: auto; }
+svg text { font-variant-numeric: tabular-nums; }
 svg text.size, svg text.head { fill: var(--ink); font-weight: 650; }
 svg text.head { font-size: 13px; } svg text.value { fill: var(--ink); font-size: 11.5px; }
 svg text.key { font-size: 11px; }
@@ -186,5 +185,4 @@ svg line { stroke: var(--line); }
 .p1 { fill: var(--p1); } .p2 { fill: var(--p2); } .p3 { fill: var(--p3); } .p4 { fill: var(--p4); }
 .p5 { fill: var(--p5); }
 polyline { fill: none; stroke: var(--p1); stroke-width: 1.6; } .band { fill: var(--band); } circle { fill: var(--p1); }
-@media print { figure { break-inside: avoid; } }
 """

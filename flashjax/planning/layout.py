@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from flashjax.drawing import BASE
 from flashjax.pages import write_page
 from flashjax.training.parameters import ParameterRow, human_bytes, parameter_rows
 
@@ -55,7 +56,7 @@ def write_layout(
         "the filled block is what device 0 holds. Point at it for the devices that hold the same.</p>",
         _tensors(rows[listed], places, mesh, colours),
     ]
-    return write_page(path, title, _STYLE, parts)
+    return write_page(path, title, BASE + _STYLE, parts)
 
 
 def _mesh_words(mesh: Mesh, colours: Mapping[str, str]) -> str:
@@ -203,15 +204,13 @@ def _drawing(row: ParameterRow, place: NamedSharding, mesh: Mesh, colours: Mappi
 
 
 _STYLE = """
-:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0; --tensor: #eceef1;
-  --held: #b9c3d1; --a1: #2f6bd8; --a2: #d9660b; --a3: #138a5b; --a4: #a338b5; --a5: #b58900; --a6: #c9252d; }
+:root { --tensor: #eceef1; --held: #b9c3d1;
+  --a1: #2f6bd8; --a2: #d9660b; --a3: #138a5b; --a4: #a338b5; --a5: #b58900; --a6: #c9252d; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d; --tensor: #2a2f36;
-    --held: #566173; --a1: #77a6f7; --a2: #f2a05a; --a3: #5fce9e; --a4: #d78ae4; --a5: #e0bd4d; --a6: #ff7b7b; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 14px/1.45 system-ui, sans-serif; }
-main { max-width: 1280px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 4px; letter-spacing: -.01em; }
+  :root { --tensor: #2a2f36; --held: #566173;
+    --a1: #77a6f7; --a2: #f2a05a; --a3: #5fce9e; --a4: #d78ae4; --a5: #e0bd4d; --a6: #ff7b7b; } }
+body { font-size: 14px; line-height: 1.45; }
+main { max-width: 1280px; }
 h2 { font-size: 16px; font-weight: 650; margin: 0 0 10px; }
 main > h2 { font-size: 19px; margin: 32px 0 2px; }
 .lead { font-size: 17px; margin: 0 0 18px; }
@@ -219,13 +218,12 @@ main > h2 { font-size: 19px; margin: 32px 0 2px; }
 .top { display: flex; flex-wrap: wrap; gap: 16px; align-items: stretch; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 figure:last-child { flex: 1 1 460px; }
-svg { display: block; max-width: 100%; }
-figure svg text { font-size: 12px; fill: var(--muted); }
+svg { max-width: 100%; }
 .device { fill: var(--tensor); } .device.first { fill: var(--held); }
 figure svg text.id { fill: var(--ink); font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: middle; padding: 4px 18px 4px 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 400; color: var(--muted); white-space: nowrap; }
+th { white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--page); }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .tensors th:nth-child(4), .tensors th:nth-child(5) { text-align: right; }

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from flashjax.drawing import BASE
+
 Array = np.ndarray
 
 WIDTH, HEIGHT = 420, 300
@@ -163,24 +165,21 @@ def embedded(path: Path, most: int = 480) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-STYLE = """
-:root { --page: #fafaf8; --card: #fff; --ink: #1d2126; --muted: #68707a; --line: #e3e4e0; --bar: #8fb2ea;
+STYLE = (
+    BASE
+    + """
+:root { --bar: #8fb2ea;
   --c1: #2f6bd8; --c2: #d9660b; --c3: #1d8a55; --c4: #8a4fbf; --c5: #4c5561; --good: #1d8a55; --bad: #c9252d;
   --warn: #c76a00; --fill: #2f6bd822; --halo: #ffffffd0; --canvas: #eceeeb; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --card: #1d2126; --ink: #e7e9ec; --muted: #97a0ab; --line: #31363d; --bar: #3f6195;
+  :root { --bar: #3f6195;
     --c1: #77a6f7; --c2: #f2a05a; --c3: #5cc491; --c4: #bd92e6; --c5: #a9b2bd; --good: #5cc491; --bad: #ff7b7b;
     --warn: #f2a05a; --fill: #77a6f726; --halo: #15181cd0; --canvas: #262b31; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 19px; font-weight: 650; margin: 40px 0 2px; }
 h3 { font-size: 15px; font-weight: 650; margin: 0; }
 p.note { color: var(--muted); margin: 0 0 14px; max-width: 80ch; }
 table { border-collapse: collapse; margin: 0 0 12px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 400; color: var(--muted); }
 thead th { white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 .scroll { overflow-x: auto; }
@@ -202,9 +201,8 @@ figcaption b { font-variant-numeric: tabular-nums; }
 .legend .c1::before, .legend .t0::before { background: var(--c1); } .legend .c2::before { background: var(--c2); }
 .legend .c3::before { background: var(--c3); } .legend .c4::before { background: var(--c4); }
 .legend .c5::before { background: var(--c5); }
-svg { display: block; width: 100%; height: auto; margin-top: 6px; }
+svg { width: 100%; height: auto; margin-top: 6px; }
 svg.picture { margin: 0; max-height: 340px; background: var(--canvas); }
-svg text { font-size: 12px; fill: var(--muted); }
 svg .grid line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.7; stroke-linejoin: round; }
 polyline.c1 { stroke: var(--c1); } polyline.c2 { stroke: var(--c2); } polyline.c3 { stroke: var(--c3); }
@@ -242,5 +240,5 @@ ol.found li { break-inside: avoid; }
 ol.found li.missed { color: var(--bad); } ol.found li.wrong { color: var(--warn); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-@media print { figure { break-inside: avoid; } }
 """
+)
