@@ -98,13 +98,19 @@ def plan_and_program(
     }
     costs = []
     if compiled and topology.platform != "cpu":
+        chip = topology.chip
         costs = cycles.costs(
-            compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles, cores=topology.cores
+            compiled.module,
+            ROOT,
+            cache=topology.cache,
+            bundles=compiled.bundles,
+            cores=topology.cores,
+            bytes_a_cycle=chip.hbm_bandwidth / chip.clock if chip and chip.clock else math.inf,
         )
         plan["notes"] += _unscheduled(costs)
     plan["flops"] = flops
     plan["modules"] = _modules(program, traced, costs, shards)
-    plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
+    plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else []
     plan["memory"] = _memory(program, compiled, wanted, topology)
     plan["time"] = _time(plan, costs, topology) if compiled else None
     plan["frontier"] = _frontier(launcher_build, topology, plan, policies, cache, search)
@@ -233,9 +239,13 @@ def grouped(plan: Plan, depth: int = 2) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> list[dict[str, Any]]:
-    """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other."""
+def _collectives(
+    compiled: Compiled, program: Program, chip: Chip | None, costs: list[cycles.Cost]
+) -> list[dict[str, Any]]:
+    """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other, `added_seconds`
+    of those alone that are not among the cycles."""
     mesh = dict(program.mesh.shape)
+    counted = {name for c in costs if c.cycles is not None and not c.overlapped for name in c.collectives}
     together: dict[tuple[Any, ...], list[collectives.Collective]] = defaultdict(list)
     for found in collectives.collectives(compiled.module):
         axes = collectives.axes_of(found.group, mesh) if found.group else ()
@@ -244,6 +254,7 @@ def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> lis
     rows = []
     for (kind, axes, part), members in together.items():
         wire = sum(c.executions * c.wire_bytes for c in members)
+        added = sum(c.executions * c.wire_bytes for c in members if c.name not in counted)
         rows.append(
             {
                 "kind": kind,
@@ -253,6 +264,7 @@ def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> lis
                 "bytes": sum(c.executions * c.bytes for c in members),
                 "wire_bytes": wire,
                 "floor_seconds": wire / link if link else None,
+                "added_seconds": added / link if link else None,
                 "largest": max(c.bytes for c in members),
                 "from": max(members, key=lambda c: c.bytes).op_name[-160:],
             }
@@ -302,18 +314,20 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
     found: dict[str, Any] = {"floors": floors}
     if not costs or chip is None or not chip.clock:
         return found | {"cycles": None, "step_seconds": None, "mfu": None}
-    total = sum(c.total for c in costs if not c.overlapped)
-    calls = _custom_calls(costs, chip)
-    seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["seconds"] for call in calls)
+    by_kind = cycles.by(costs, lambda c: c.kind)
+    added = sum(row["added_seconds"] or 0.0 for row in plan["collectives"])
+    seconds = by_kind.total() / chip.clock + added
     useful = plan["flops"]["useful"] / devices
     return found | {
-        "cycles": total,
-        "by_kind": dict(cycles.by(costs, lambda c: c.kind).most_common()),
+        "cycles": sum(c.total for c in costs if not c.overlapped),
+        "taken": by_kind.total(),  # those, and what custom calls without an estimate take
+        "collectives": added,
+        "by_kind": dict(by_kind.most_common()),
         "by_pass": dict(cycles.by(costs, lambda c: c.place.part).most_common()),
         "by_module_and_kind": _by_module_and_kind(costs),
         "worst": [_worst(cost) for cost in cycles.worst(costs)],
         "without_estimate": _without(costs),
-        "custom_calls": calls,
+        "custom_calls": _custom_calls(costs, chip),
         "step_seconds": seconds,
         "mfu": useful / seconds / chip.bf16_flops,
         "examples_per_second": plan["batch_size"] / seconds,
@@ -321,7 +335,7 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
 
 
 def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, dict[str, int]]:
-    """Cycles by the first names of a module, the dearest first, and in it by kind; kernels by their schedule."""
+    """Cycles by the first names of a module, the dearest first, and in it by kind."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for cost in costs:
         if not cost.overlapped:
@@ -331,7 +345,7 @@ def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, d
 
 def _worst(cost: cycles.Cost) -> dict[str, Any]:
     return {
-        "cycles": cost.total,
+        "cycles": cost.taken,
         "kind": cost.kind,
         "executions": cost.executions,
         "module": cost.place.module or ELSEWHERE,
@@ -353,7 +367,7 @@ def _without(costs: list[cycles.Cost]) -> dict[str, int]:
 
 
 def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
-    """What the compiler has no estimate for, by target: kernels of Pallas and of the compiler itself."""
+    """What the compiler has no estimate for, by target, the longest first: kernels of Pallas and its own."""
     together: dict[tuple[str, str, str], list[cycles.Cost]] = defaultdict(list)
     for cost in costs:
         # One whose arrays are all in the chip's own memory has no traffic, and takes its time all the same.
@@ -374,11 +388,11 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
                 "floor_seconds": floor,
                 "scheduled_cycles": scheduled,
                 "chip_memory": max((c.chip_memory for c in members if c.chip_memory is not None), default=None),
-                "seconds": max(floor, (scheduled or 0) / (chip.clock or math.inf)),
+                "seconds": sum(c.taken for c in members) / (chip.clock or math.inf),
                 "shape": shape,
             }
         )
-    return found
+    return sorted(found, key=lambda call: -call["seconds"])
 
 
 @dataclasses.dataclass(frozen=True)

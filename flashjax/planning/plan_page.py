@@ -110,6 +110,13 @@ def time_rows(plan: Plan) -> list[list[str]]:
     return [
         *rows,
         ["cycles of the schedule", _count(time["cycles"]), "estimate"],
+        ["they, at the chip's clock", _time(time["cycles"] / plan["chip"]["clock"]), "estimate"],
+        [
+            "custom calls, by schedule or bytes",
+            _time((time["taken"] - time["cycles"]) / plan["chip"]["clock"]),
+            "estimate",
+        ],
+        ["collectives without cycles", _time(time["collectives"]), "floor"],
         ["step time", _time(time["step_seconds"]), "estimate"],
         ["examples a second, all devices", f"{time['examples_per_second']:,.0f}", "estimate"],
         ["MFU, of the useful FLOPs", f"{time['mfu']:.1%}", "estimate"],
@@ -124,7 +131,7 @@ MODULE_HEADS = [
 
 def module_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells of `MODULE_HEADS`."""
-    total = (plan["time"] or {}).get("cycles")
+    total = (plan["time"] or {}).get("taken")
     return [
         [
             row["path"],
@@ -189,7 +196,7 @@ def worst_rows(plan: Plan) -> list[list[str]]:
     return [
         [
             _count(row["cycles"]),
-            _share(row["cycles"], time["cycles"]),
+            _share(row["cycles"], time["taken"]),
             row["kind"],
             str(row["executions"]),
             row["pass"],
@@ -202,11 +209,14 @@ def worst_rows(plan: Plan) -> list[list[str]]:
 
 
 CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor", "scheduled cycles", "taken as", "VMEM"]
+MOST_CUSTOM = 10
+"""Rows of them."""
 
 
 def custom_rows(plan: Plan) -> list[list[str]]:
+    """The longest, and how many others there are."""
     calls = (plan["time"] or {}).get("custom_calls", [])
-    return [
+    rows = [
         [
             row["target"],
             row["module"],
@@ -217,8 +227,23 @@ def custom_rows(plan: Plan) -> list[list[str]]:
             _time(row["seconds"]),
             _size(row["chip_memory"]) if row["chip_memory"] else "n/a",
         ]
-        for row in sorted(calls, key=lambda row: -row["bytes"])[:10]
+        for row in calls[:MOST_CUSTOM]
     ]
+    if rest := calls[MOST_CUSTOM:]:
+        count, taken = (sum(row[name] for row in rest) for name in ("count", "seconds"))
+        rows.append(
+            [
+                f"and {len(rest)} more",
+                "",
+                str(count),
+                _size(sum(row["bytes"] for row in rest)),
+                "",
+                "",
+                _time(taken),
+                "",
+            ]
+        )
+    return rows
 
 
 def text(plan: Plan) -> str:
@@ -227,9 +252,10 @@ def text(plan: Plan) -> str:
     parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
     parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
     time = plan["time"] or {}
-    if total := time.get("cycles"):
-        kinds = [[kind, _count(n), _share(n, total)] for kind, n in time["by_kind"].items() if n]
-        parts.append(text_table(["cycles by kind (estimate)", "cycles", "of all"], kinds))
+    if total := time.get("taken"):
+        clock = plan["chip"]["clock"]
+        kinds = [[kind, _count(n), _time(n / clock), _share(n, total)] for kind, n in time["by_kind"].items() if n]
+        parts.append(text_table(["cycles by kind (estimate)", "cycles", "time", "of all"], kinds))
     parts.append(text_table(MODULE_HEADS, module_rows(plan, grouped(plan))))
     for heads, rows in (
         (COLLECTIVE_HEADS, collective_rows(plan)),
@@ -257,8 +283,8 @@ def _warnings(plan: Plan) -> list[str]:
         found.append(f"Not in the cycles, since the compiler makes no estimate for them: {words}.")
     if calls := (plan["time"] or {}).get("custom_calls"):
         found.append(
-            "Custom calls are not among the cycles. The step time has, for each, its bytes by the bandwidth or the "
-            "compiler's schedule of its kernel, whichever is longer."
+            "Custom calls are not among the cycles of the schedule. Elsewhere each has as cycles its bytes by the "
+            "bandwidth or the compiler's schedule of its kernel, whichever is longer."
         )
         if unknown := sum(row["count"] for row in calls if row["scheduled_cycles"] is None):
             found.append(f"Of {unknown} custom calls the schedule is not known: the floor stands for them.")
@@ -306,14 +332,14 @@ def write(path: str | Path, plan: Plan) -> Path:
         parts += [
             "<h2>Where the cycles go</h2>",
             '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, '
-            f"kernels by their schedule. {_tag('estimate')}</p>",
+            f"custom calls by their schedule or bytes. {_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
             table(WORST_HEADS, worst_rows(plan), (2, 4, 5, 6, 7), "plan"),
         ]
     if rows := custom_rows(plan):
         parts += [
-            f"<h2>Custom calls, not among the cycles {_tag('floor')} {_tag('estimate')}</h2>",
+            f"<h2>Custom calls {_tag('floor')} {_tag('estimate')}</h2>",
             table(CUSTOM_HEADS, rows, (0, 1), "plan"),
         ]
     parts += [
@@ -422,10 +448,7 @@ def _time_bar(plan: Plan) -> str:
         return '<p class="note">The compiler of this machine makes no estimate of time.</p>'
     clock = plan["chip"]["clock"]
     parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
-    parts += [
-        ("collectives (floor)", time["floors"]["collectives"] or 0.0, "c6"),
-        ("custom calls", sum(call["seconds"] for call in time["custom_calls"]), "c5"),
-    ]
+    parts.append(("collectives without cycles (floor)", time["collectives"], "c6"))
     return _bar(parts, time["step_seconds"], _time, time["floors"]["flops"])
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 
 from flashjax.ops.attention import dot_product_attention
 from flashjax.ops.platform import choices, in_words
+from flashjax.planning import cycles, hlo, plan_page, topology
 from flashjax.planning import plan as plans
-from flashjax.planning import plan_page, topology
 from flashjax.planning.chips import CHIPS
+from flashjax.planning.modules import Place
 from flashjax.training.program import Program
 from tests.training import toy
 
@@ -70,11 +72,73 @@ def test_a_kernel_takes_its_time_where_nothing_of_it_is_in_main_memory_too():
     assert found[0]["seconds"] == pytest.approx(6e6 / chip.clock)
 
 
-def cost(**changes):
-    from flashjax.planning.cycles import Cost
-    from flashjax.planning.modules import Place
+COLLECTIVES = """HloModule jit_step, is_scheduled=true, num_partitions=4
 
-    none = Cost("x", "fusion", "matmul", None, 1, Place("", "forward"), "", 4, "f32[1]", 8, False)
+%add (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %r = f32[] add(%a, %a)
+}
+
+%gathered_product (p: f32[256,1024]) -> f32[1024,1024] {
+  %p = f32[256,1024] parameter(0)
+  %gather = f32[1024,1024] all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %c = f32[1024,1024] convolution(%gather, %gather), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: f32[256,1024]) -> f32[1024,1024] {
+  %x = f32[256,1024] parameter(0)
+  %fused = f32[1024,1024] fusion(%x), kind=kOutput, calls=%gathered_product, backend_config={"estimated_cycles":"9000"}
+  ROOT %sum = f32[1024,1024] all-reduce(%fused), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+
+
+def made_of(text, chip):
+    """(collectives, costs) of a program's text on four devices."""
+    module = hlo.parse(text)
+    compiled, program = SimpleNamespace(module=module), SimpleNamespace(mesh=SimpleNamespace(shape={"data": 4}))
+    costs = cycles.costs(module, bytes_a_cycle=chip.hbm_bandwidth / chip.clock)
+    return plans._collectives(compiled, program, chip, costs), costs
+
+
+def test_a_collective_that_has_cycles_is_not_added_to_them():
+    chip = CHIPS["TPU v5 lite"]
+    rows, costs = made_of(COLLECTIVES, chip)
+    found = {row["kind"]: row for row in rows}
+    assert found["all-gather"]["floor_seconds"] > 0 == found["all-gather"]["added_seconds"]
+    assert found["all-reduce"]["floor_seconds"] == found["all-reduce"]["added_seconds"] > 0
+    machine = topology.Topology("v5e:2x2", "TPU v5 lite", "tpu", range(4), chip)
+    flops = {"all": 4 * 10**9, "useful": 4 * 10**9}
+    time = plans._time({"flops": flops, "devices": 4, "batch_size": 4, "collectives": rows}, costs, machine)
+    assert time["by_kind"]["collective"] == time["cycles"] == time["taken"] == 9000
+    assert time["step_seconds"] == pytest.approx(9000 / chip.clock + found["all-reduce"]["floor_seconds"])
+    assert time["floors"]["collectives"] == pytest.approx(sum(row["floor_seconds"] for row in rows))
+
+
+def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
+    chip = CHIPS["TPU v5 lite"]
+    kernel = cost(kind="custom call", target="tpu_custom_call", bytes=2**20)
+    place = Place("stage_0/attn", "forward")
+    costs = [cost(cycles=1000, place=place)] + [
+        dataclasses.replace(kernel, scheduled=1000 * i, floor=500, place=place, shape=f"f32[{i}]") for i in range(12)
+    ]
+    machine = topology.Topology("v5e:1x1", "TPU v5 lite", "tpu", range(1), chip)
+    flops = {"all": 10**9, "useful": 10**9, "recomputed": 0}
+    made = {"flops": flops, "devices": 1, "batch_size": 4, "collectives": [], "chip": dataclasses.asdict(chip)}
+    made["time"] = time = plans._time(made, costs, machine)
+    kernels = 500 + 1000 * sum(range(12))
+    assert (time["cycles"], time["taken"], time["by_kind"]["custom call"]) == (1000, 1000 + kernels, kernels)
+    assert time["by_module_and_kind"] == {"stage_0/attn": {"matmul": 1000, "custom call": kernels}}
+    assert time["worst"][0]["cycles"] == 11_000 and time["step_seconds"] == pytest.approx((1000 + kernels) / chip.clock)
+    assert sum(call["seconds"] for call in time["custom_calls"]) == pytest.approx(kernels / chip.clock)
+    rows = plan_page.custom_rows(made)
+    assert [row[5] for row in rows[:2]] == ["11 k", "10 k"] and rows[-1][0] == "and 2 more" and rows[-1][6] == "1.0 µs"
+    named = {row[0]: row[1] for row in plan_page.time_rows(made)}
+    assert named["custom calls, by schedule or bytes"] == plan_page._time(kernels / chip.clock)
+
+
+def cost(**changes):
+    none = cycles.Cost("x", "fusion", "matmul", None, 1, Place("", "forward"), "", 4, "f32[1]", 8, False)
     return dataclasses.replace(none, **changes)
 
 
