@@ -1,7 +1,8 @@
 """The plan of a train step: what it takes on a machine that is not there, before anything is queued.
 
-Every figure is one of four kinds, and says which:
-- *exact*: arithmetic on shapes and shardings: bytes of state, FLOPs of the jaxpr;
+Every figure is one of these kinds, and says which:
+- *exact*: arithmetic on shapes and shardings: bytes of state, FLOPs of the jaxpr (*at least* where it does not say how
+  often a loop runs);
 - *compiler*: the compiler's own analysis of the program that would run: memory, collectives;
 - *estimate*: a model of something: the compiler's cycles, activations read from the jaxpr;
 - *floor*: what no program of these FLOPs or bytes can beat on this chip.
@@ -23,7 +24,7 @@ from flashjax.data import described
 from flashjax.planning import activations, collectives, cycles, kernels, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
-from flashjax.planning.flops import flops_by
+from flashjax.planning.flops import flops_by, is_exact
 from flashjax.planning.topology import Topology
 from flashjax.training.executables import compilers
 from flashjax.training.experiment import Experiment, RunConfig
@@ -109,6 +110,11 @@ def plan_and_program(
         )
         plan["notes"] += _unscheduled(costs)
     plan["flops"] = flops
+    plan["flops_exact"] = is_exact(traced)
+    if not plan["flops_exact"]:
+        plan["notes"].append(
+            "Products stand in loops of unknown length, which are counted once: FLOPs are at least these."
+        )
     plan["modules"] = _modules(program, traced, costs, shards)
     plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else []
     plan["memory"] = _memory(program, compiled, wanted, topology)

@@ -14,6 +14,7 @@ from flashjax.training.parameters import human_bytes
 
 LABELS = {
     "exact": "arithmetic on shapes and shardings",
+    "at least": "the same, of FLOPs where loops of unknown length are counted once",
     "compiler": "the compiler's own analysis of the program that would run",
     "estimate": "a model: the compiler's cycles, or activations read from the jaxpr",
     "floor": "no program of these FLOPs or bytes can be faster on this chip",
@@ -89,13 +90,17 @@ def memory_rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def _flops_label(plan: Plan) -> str:
+    return "exact" if plan["flops_exact"] else "at least"
+
+
 def time_rows(plan: Plan) -> list[list[str]]:
     """Name, value, label."""
-    time, flops = plan["time"], plan["flops"]
+    time, flops, counted = plan["time"], plan["flops"], _flops_label(plan)
     rows = [
-        ["FLOPs of a step", _count(flops["all"]), "exact"],
-        ["of these computed again (remat)", _count(flops["recomputed"]), "exact"],
-        ["useful: the model's own, each once", _count(flops["useful"]), "exact"],
+        ["FLOPs of a step", _count(flops["all"]), counted],
+        ["of these computed again (remat)", _count(flops["recomputed"]), counted],
+        ["useful: the model's own, each once", _count(flops["useful"]), counted],
     ]
     if time is None:
         return rows
@@ -344,8 +349,9 @@ def write(path: str | Path, plan: Plan) -> Path:
         ]
     parts += [
         "<h2>Modules</h2>",
-        f'<p class="note">Parameters, sharding, state and FLOPs are {_tag("exact")}; wasted is what a device holds '
-        f"beyond an even share; what the backward pass keeps of the forward pass, and cycles, are {_tag('estimate')}. "
+        f'<p class="note">Parameters, sharding and state are {_tag("exact")}, FLOPs {_tag(_flops_label(plan))}; wasted '
+        "is what a device holds beyond an even share; what the backward pass keeps of the forward pass, and cycles, are "
+        f"{_tag('estimate')}. "
         "FLOPs are of all devices together.</p>",
         table(MODULE_HEADS, module_rows(plan, grouped(plan)), (0, 2), "plan"),
         "<details><summary>every module</summary>",
@@ -486,7 +492,7 @@ _STYLE = """
 .card.good b { color: var(--c3); } .card.bad b { color: var(--c6); }
 .tag { font-size: 11px; font-weight: 500; border: 1px solid currentColor; border-radius: 8px; padding: 0 7px;
   color: var(--muted); white-space: nowrap; vertical-align: 2px; }
-.tag.exact { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
+.tag.exact, .tag.at { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
 .tag.floor { color: var(--c4); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
 .bar { position: relative; display: flex; height: 24px; background: var(--line); border-radius: 5px; overflow: hidden;

@@ -37,6 +37,11 @@ def test_state_and_flops_are_exact(plan):
     assert plan["choices"] == {}
 
 
+def test_flops_of_loops_of_unknown_length_are_a_lower_bound(plan):
+    assert plan["flops_exact"] and plan_page.time_rows(plan)[0][2] == "exact"
+    assert plan_page.time_rows(plan | {"flops_exact": False})[0][2] == "at least"
+
+
 def test_what_a_cpu_does_not_say_is_none_and_not_a_guess(plan):
     assert plan["chip"] is None and plan["memory"]["fits"] is None
     assert plan["time"]["step_seconds"] is None and set(plan["time"]["floors"].values()) == {None}
@@ -125,6 +130,7 @@ def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     machine = topology.Topology("v5e:1x1", "TPU v5 lite", "tpu", range(1), chip)
     flops = {"all": 10**9, "useful": 10**9, "recomputed": 0}
     made = {"flops": flops, "devices": 1, "batch_size": 4, "collectives": [], "chip": dataclasses.asdict(chip)}
+    made["flops_exact"] = True
     made["time"] = time = plans._time(made, costs, machine)
     kernels = 500 + 1000 * sum(range(12))
     assert (time["cycles"], time["taken"], time["by_kind"]["custom call"]) == (1000, 1000 + kernels, kernels)
