@@ -81,6 +81,10 @@ Value = np.ndarray | None
 Body = core.Jaxpr | core.ClosedJaxpr
 
 
+def _opened(body: Body) -> core.Jaxpr:
+    return body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+
+
 @dataclass
 class _Found:
     counts: Counter[Any]
@@ -96,15 +100,15 @@ class _Counting:
     key: Key
     elementwise: bool = False
     while_iterations: int = 1
-    loops: dict[core.Jaxpr, bool] = field(default_factory=dict)
-    """Whether a jaxpr holds a `while`, by which alone values are wanted."""
+    held: dict[tuple[core.Jaxpr, frozenset[str]], bool] = field(default_factory=dict)
+    """What `_holds` has found."""
 
     def count(self, body: Body, above: str, given: Sequence[Value] = (), follow: bool = False) -> _Found:
         """Of `body`, whose arguments are `given`; with `follow` its results are wanted."""
-        jaxpr = body.jaxpr if isinstance(body, core.ClosedJaxpr) else body
+        jaxpr = _opened(body)
         total: Counter[Any] = Counter()
         exact, known = True, _Known()
-        follow = follow or self._holds_loop(jaxpr)
+        follow = follow or self._holds(jaxpr, _LOOPS)  # else nobody asks for values
         if follow:
             known.put(jaxpr.invars, given)
             if isinstance(body, core.ClosedJaxpr):
@@ -151,43 +155,46 @@ class _Counting:
         return _Found(total, exact, [known.value(v) for v in jaxpr.outvars] if follow else [])
 
     def _scan(self, equation: core.JaxprEqn, stack: str, values: list[Value], follow: bool) -> _Found:
-        """Of all turns: one by one where it is known what tells them apart and a loop or its results depend on that."""
+        """Of all turns: one by one where it is known what tells them apart and a loop or results depend on that."""
         params, body = equation.params, equation.params["jaxpr"]
         consts, length = params["num_consts"], params["length"]
         first = consts + params["num_carry"]
         each = self.count(body, stack, values[:consts])
         alike = _Found(_times(each.counts, length), each.exact, [])
-        if (each.exact and not follow) or not length or all(value is None for value in values[consts:]):
+        follow = follow and not self._holds(body.jaxpr, _PRODUCTS)  # such as what is made of the numbers of blocks
+        known = any(value is not None for value in values[consts:]) and 0 < length <= _MOST
+        if not known or (each.exact and not follow):
             return alike
-        carry, rows, made = values[consts:first], values[first:], []
+        order = range(length)[:: -1 if params["reverse"] else 1]
+        carry, rows = values[consts:first], values[first:]
         total: Counter[Any] = Counter()
-        for turn in range(length)[:: -1 if params["reverse"] else 1]:
+        made: dict[int, list[Value]] = {}
+        for turn in order:
             given = [*values[:consts], *carry, *(None if row is None else row[turn] for row in rows)]
             found = self.count(body, stack, given, follow)
             if not found.exact:
                 return alike
             total += found.counts
-            carry = found.results[: params["num_carry"]]
-            made.append(found.results[params["num_carry"] :])
-        stacked = [None if any(v is None for v in of) else np.stack(of) for of in zip(*made, strict=True)]
-        return _Found(
-            total, True, [*carry, *(v[:: -1 if params["reverse"] else 1] if v is not None else v for v in stacked)]
-        )
+            carry, made[turn] = found.results[: first - consts], found.results[first - consts :]
+        return _Found(total, True, [*carry, *map(_stacked, zip(*(made[i] for i in range(length)), strict=True))])
 
-    def _holds_loop(self, jaxpr: core.Jaxpr) -> bool:
-        if jaxpr not in self.loops:
-            self.loops[jaxpr] = any(
-                equation.primitive.name == "while"
-                or any(self._holds_loop(getattr(body, "jaxpr", body)) for body in bodies_of(equation))
+    def _holds(self, jaxpr: core.Jaxpr, names: frozenset[str]) -> bool:
+        """Whether an equation of one of these primitives is somewhere in it."""
+        if (jaxpr, names) not in self.held:
+            self.held[jaxpr, names] = any(
+                equation.primitive.name in names
+                or any(self._holds(_opened(body), names) for body in bodies_of(equation))
                 for equation in jaxpr.eqns
             )
-        return self.loops[jaxpr]
+        return self.held[jaxpr, names]
 
 
+_LOOPS = frozenset({"while"})
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 _CALLS = frozenset(
     {"jit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 )
-"""Whose one body has their operands and results; a device's part of one is known by its shape."""
+"""Whose one body has their operands and results; a device's part of an array has another shape."""
 
 
 class _Known:
@@ -201,16 +208,16 @@ class _Known:
 
     def put(self, variables: Sequence[core.Var], values: Sequence[Value]) -> None:
         for variable, value in zip(variables, values, strict=False):  # values of the first ones alone may be known
-            if value is not None and value.shape == _shape(variable):  # a device's shard is another array
+            if value is not None and value.shape == _shape(variable) and _is_followed(value):
                 self.values[variable] = value
 
     def compute(self, equation: core.JaxprEqn, values: Sequence[Any]) -> None:
-        (out,) = equation.outvars
-        if _is_followed(out.aval):
-            name = equation.primitive.name
+        name, (out,) = equation.primitive.name, equation.outvars
+        array: Any = out.aval
+        if _is_followed(array):
             with np.errstate(all="ignore"):
-                made = _ELEMENTWISE[name](*values) if name in _ELEMENTWISE else _SHAPED[name](out.aval.shape, *values)
-            self.values[out] = np.asarray(made).astype(out.aval.dtype)
+                made = _ELEMENTWISE[name](*values) if name in _ELEMENTWISE else _SHAPED[name](array.shape, *values)
+            self.values[out] = np.asarray(made).astype(array.dtype)
 
 
 _MOST = 2**12
@@ -230,6 +237,12 @@ def _constant(value: Any) -> Value:
         return np.asarray(value)
     there = getattr(value, "is_fully_addressable", True)
     return np.asarray(value) if there and _is_followed(value) else None
+
+
+def _stacked(values: Sequence[Value]) -> Value:
+    return (
+        None if any(value is None for value in values) else np.stack([value for value in values if value is not None])
+    )
 
 
 # fmt: off

@@ -350,8 +350,8 @@ def write(path: str | Path, plan: Plan) -> Path:
     parts += [
         "<h2>Modules</h2>",
         f'<p class="note">Parameters, sharding and state are {_tag("exact")}, FLOPs {_tag(_flops_label(plan))}; wasted '
-        "is what a device holds beyond an even share; what the backward pass keeps of the forward pass, and cycles, are "
-        f"{_tag('estimate')}. "
+        "is what a device holds beyond an even share; what the backward pass keeps of the forward pass, and cycles, "
+        f"are {_tag('estimate')}. "
         "FLOPs are of all devices together.</p>",
         table(MODULE_HEADS, module_rows(plan, grouped(plan)), (0, 2), "plan"),
         "<details><summary>every module</summary>",
