@@ -220,7 +220,8 @@ def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost
     return [
         row
         for row in made
-        if any(row[n] for n in ("parameters", "state_bytes", "cycles")) or sum(row["flops"].values())
+        if any(row[n] for n in ("parameters", "state_bytes", "activation_bytes_per_device", "cycles"))
+        or sum(row["flops"].values())
     ]
 
 

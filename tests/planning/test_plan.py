@@ -11,7 +11,7 @@ import pytest
 
 from flashjax.ops.attention import dot_product_attention
 from flashjax.ops.platform import choices, in_words
-from flashjax.planning import cycles, hlo, plan_page, topology
+from flashjax.planning import activations, cycles, hlo, plan_page, topology
 from flashjax.planning import plan as plans
 from flashjax.planning.chips import CHIPS
 from flashjax.planning.modules import Place
@@ -35,6 +35,23 @@ def test_state_and_flops_are_exact(plan):
     # Forward, and backward to the kernel alone: nothing is before the layer.
     assert plan["flops"]["all"] == plan["flops"]["useful"] == 2 * 2 * toy.BATCH * DENSE
     assert plan["choices"] == {}
+
+
+class Gated(toy.Linear):
+    """Keeps something under a name that has neither parameters nor products."""
+
+    def _losses(self, variables, batch):
+        with jax.named_scope("model"), jax.named_scope("gate"):
+            gate = jnp.tanh(batch["x"] * variables["params"]["dense"]["bias"][: toy.FEATURES])
+        return super()._losses(variables, batch | {"x": gate})
+
+
+def test_modules_keep_what_the_frontier_says_in_all(tmp_path):
+    program = Program(toy.experiment(tmp_path, objective=Gated()))
+    traced, shards = program.traced_step.jaxpr, 8
+    rows = {row["path"]: row["activation_bytes_per_device"] for row in plans._modules(program, traced, [], shards)}
+    assert rows["gate"] >= 4 * toy.BATCH * toy.FEATURES // shards
+    assert sum(rows.values()) == pytest.approx(sum(activations.kept(traced).values()) / shards, abs=len(rows))
 
 
 def test_flops_of_loops_of_unknown_length_are_a_lower_bound(plan):
