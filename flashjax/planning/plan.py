@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.extend import core
 
 import flashjax
@@ -91,6 +92,7 @@ def plan_and_program(
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "batch_size": experiment.train_data.batch_size,
         "device_batch": experiment.train_data.batch_size // shards,
+        "accumulate": experiment.config.train.accumulate,
         "choices": program.choices,
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
         "versions": compilers(),
@@ -116,9 +118,9 @@ def plan_and_program(
             "Products stand in loops of unknown length, which are counted once: FLOPs are at least these."
         )
     plan["modules"] = _modules(program, traced, costs, shards)
-    plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else []
+    plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else None
     plan["memory"] = _memory(program, compiled, wanted, topology)
-    plan["time"] = _time(plan, costs, topology) if compiled else None
+    plan["time"] = _time(plan, costs, topology)
     plan["frontier"] = _frontier(launcher_build, topology, plan, policies, cache, search)
     return plan, compiled, program
 
@@ -308,14 +310,16 @@ def _memory(program: Program, compiled: Compiled | None, wanted: int | None, top
 
 
 def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str, Any]:
-    """Seconds and cycles of one step on one device."""
+    """Seconds and cycles of one step on one device; of one that does not fit the floor by FLOPs alone."""
     chip, devices = topology.chip, plan["devices"]
     flops = plan["flops"]["all"] / devices
     floors = {
         "flops": flops / chip.bf16_flops if chip else None,
         "bytes": sum(c.traffic * c.executions for c in costs) / chip.hbm_bandwidth if chip and costs else None,
         "collectives": (
-            sum(row["floor_seconds"] or 0.0 for row in plan["collectives"]) if chip and chip.link_bandwidth else None
+            sum(row["floor_seconds"] or 0.0 for row in plan["collectives"])
+            if chip and chip.link_bandwidth and plan["collectives"] is not None
+            else None
         ),
     }
     found: dict[str, Any] = {"floors": floors}
@@ -451,68 +455,115 @@ def _frontier(
             "kept_bytes_per_device": kept * plan["device_batch"] // plan["batch_size"],
         }
         # Where blocks are computed again, one at a time is there whole.
-        scale = 1.0 if not rows else (kept + (block if kept < own else 0)) / max(own, 1)
+        scale = (kept + (block if kept < own else 0)) / max(own, 1) if rows else None
         rows.append(row | _estimated(plan, scale))
         if search and plan["memory"]["hbm"]:
             rows[-1] |= _searched(launcher_build, policy.config, topology, plan, rows[-1], cache)
     return rows
 
 
-def _estimated(plan: Plan, scale: float) -> dict[str, Any]:
-    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program."""
+def _estimated(plan: Plan, scale: float | None) -> dict[str, Any]:
+    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program: what it uses, or
+    wants where that is more than there is. `scale` is what another program keeps relative to it, None for itself."""
     memory = plan["memory"]
     peak, hbm, held = memory["peak"], memory["hbm"], memory["held"]
-    if peak is None or memory["compiler"] is None:
-        return {"peak": peak if scale == 1.0 else None, "largest_batch": None, "label": "estimate"}
-    gradients = held["gradients"]
-    growing = max(memory["compiler"]["temporaries"] - gradients, 0) * scale + held["batch"]
-    fixed = peak - memory["compiler"]["temporaries"] + gradients - held["batch"]
+    label = "compiler" if scale is None else "estimate"
+    if peak is None:
+        return {"peak": None, "largest_batch": None, "label": label}
+    state = sum(size for name, size in held.items() if name not in ("batch", "gradients"))
+    # Without the compiler's analysis, all that is wanted beyond the state.
+    temporaries = memory["compiler"]["temporaries"] if memory["compiler"] else peak - state - held["batch"]
+    growing = max(temporaries - held["gradients"], 0) * (1.0 if scale is None else scale) + held["batch"]
+    fixed = peak - temporaries + held["gradients"] - held["batch"]
     largest = None if hbm is None or growing <= 0 else max(0, int((hbm - fixed) / growing * plan["device_batch"]))
     return {
-        "peak": peak if scale == 1.0 else int(fixed + growing),
-        "largest_batch": largest,
-        "label": "compiler" if scale == 1.0 else "estimate",
+        "peak": peak if scale is None else int(fixed + growing),
+        "largest_batch": None if largest is None else largest // plan["accumulate"] * plan["accumulate"],
+        "label": label,
     }
 
 
 def _searched(
     launcher_build: Build, config: Any, topology: Topology, plan: Plan, row: dict[str, Any], cache: bool
 ) -> dict[str, Any]:
-    """The largest batch of a device by compiling: secants through what is known, then the whole number between."""
-    hbm, unit = plan["memory"]["hbm"], plan["batch_size"] // plan["device_batch"]
+    """The largest batch of a device by compiling, or between which it is; nothing new where no program compiles."""
+    at, unit = plan["device_batch"], plan["batch_size"] // plan["device_batch"]
 
     def peak(batch: int) -> int | None:
-        """Bytes, or None where it does not fit and the compiler does not say how much it wants."""
         data = dataclasses.replace(config.data, batch_size=batch * unit, eval_batch_size=batch * unit)
         made = Program(build(launcher_build, dataclasses.replace(config, data=data)), topology.devices)
         try:
             compiled = compile_for(made.lower_step(), topology, cache)
         except OutOfMemoryError as error:
-            return error.wanted
+            return too_large(error.wanted)
         return compiled.memory.peak if compiled.memory else None
 
-    at, found = plan["device_batch"], {}
-    found[at] = row["peak"] if row["label"] == "compiler" else peak(at)
-    try_next = row["largest_batch"] or at
-    while len(found) < MOST_COMPILES:
-        good = [b for b, p in found.items() if p is not None and p <= hbm]
-        bad = [b for b in found if b not in good]
-        low, high = max(good, default=0), min(bad, default=None)
-        if high is not None and high - low <= max(1, low // 32):
-            break
-        batch = max(low + 1, try_next if high is None else min(try_next, high - 1))
-        if batch in found:
-            break
-        found[batch] = peak(batch)
-        known = {b: p for b, p in found.items() if p is not None}
-        if len(known) > 1:
-            (b0, p0), (b1, p1) = sorted(known.items())[-2:]
-            slope = (p1 - p0) / (b1 - b0)
-            try_next = int(b1 + (hbm - p1) / slope) if slope > 0 else 2 * b1
-    good = [b for b, p in found.items() if p is not None and p <= hbm]
+    def too_large(wanted: int | None) -> int | None:
+        """What is wanted is said in rounded units, which may be no more than there is."""
+        return None if wanted is None else max(wanted, limit + 1)
+
+    limit, step = plan["memory"]["hbm"], plan["accumulate"]
+    found: dict[int, int | None] = {}
+    if row["label"] == "compiler":  # the plan's own program
+        found[at] = row["peak"] if plan["memory"]["fits"] else too_large(row["peak"])
+    low, high, error = search_largest(peak, found, limit, at, row["largest_batch"], step)
+    if not found:
+        return {"search_error": error}
+    closed = high is not None and high - low <= step
     return {
         "peak": found[at],
-        "largest_batch": max(good, default=0),
+        "largest_batch": low if closed else None,
+        "bracket": None if closed else [low, high],
         "label": "compiler",
         "compiled_batches": {str(b): p for b, p in sorted(found.items())},
+        "search_error": error,
     }
+
+
+def search_largest(
+    peak: Callable[[int], int | None],
+    found: dict[int, int | None],
+    limit: int,
+    at: int,
+    guess: int | None = None,
+    step: int = 1,
+    most: int = MOST_COMPILES,
+) -> tuple[int, int | None, str | None]:
+    """Largest multiple of `step` whose peak is within `limit`: (one that fits, the least known that does not, the error
+    that ended the search). 0 always fits; the answer is found where the two are `step` apart.
+
+    Args:
+        peak: bytes at a batch; None where it does not fit and nobody says how much it wants.
+        found: peaks that are known; new ones are added until there are `most`.
+        at: the first batch, if none is known.
+        guess: the next, if one is known.
+    """
+    while True:
+        low = max((b for b, p in found.items() if p is not None and p <= limit), default=0)
+        high = min((b for b in found if b > low), default=None)
+        if len(found) >= most or (high is not None and high - low <= step):
+            return low, high, None
+        batch = _next_batch(found, low, high, limit, guess, step) if found else at
+        try:
+            found[batch] = peak(batch)
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            return low, high, f"{batch} examples a device: {error}"
+
+
+def _next_batch(
+    found: Mapping[int, int | None], low: int, high: int | None, limit: int, guess: int | None, step: int
+) -> int:
+    """Where a line through two peaks meets the limit, those of `low` and `high` if both are known; else twice what
+    fits, or the middle."""
+    known = [(b, p) for b, p in sorted(found.items()) if p is not None]
+    near = [(b, p) for b, p in known if b in (low, high)]
+    pair = near if len(near) == 2 else known
+    wanted = guess if len(found) == 1 else None
+    # Two that do not fit may be so near each other that a line through them is that of their rounding.
+    if len(pair) > 1 and (low or 8 * (pair[-1][0] - pair[0][0]) >= pair[-1][0]):
+        (b0, p0), (b1, p1) = pair[0], pair[-1]
+        wanted = min(b0 + (limit - p0) * (b1 - b0) // (p1 - p0), 8 * b1) if p1 > p0 else None
+    if wanted is None:
+        wanted = 2 * low if high is None else (low + high) // 2
+    batch = max(wanted // step * step, low + step)
+    return batch if high is None else min(batch, high - step)

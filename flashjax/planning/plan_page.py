@@ -17,6 +17,7 @@ LABELS = {
     "at least": "the same, of FLOPs where loops of unknown length are counted once",
     "compiler": "the compiler's own analysis of the program that would run",
     "estimate": "a model: the compiler's cycles, or activations read from the jaxpr",
+    "chip": "what the vendor publishes of the device",
     "floor": "no program of these FLOPs or bytes can be faster on this chip",
 }
 NOT_AVAILABLE = "n/a"
@@ -102,8 +103,6 @@ def time_rows(plan: Plan) -> list[list[str]]:
         ["of these computed again (remat)", _count(flops["recomputed"]), counted],
         ["useful: the model's own, each once", _count(flops["useful"]), counted],
     ]
-    if time is None:
-        return rows
     floors = time["floors"]
     rows += [
         ["floor by FLOPs at the chip's peak", _time(floors["flops"]), "floor"],
@@ -136,7 +135,7 @@ MODULE_HEADS = [
 
 def module_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells of `MODULE_HEADS`."""
-    total = (plan["time"] or {}).get("taken")
+    total = plan["time"].get("taken")
     return [
         [
             row["path"],
@@ -170,7 +169,7 @@ def collective_rows(plan: Plan) -> list[list[str]]:
             _size(row["wire_bytes"]),
             _time(row["floor_seconds"]),
         ]
-        for row in plan["collectives"]
+        for row in plan["collectives"] or []
     ]
 
 
@@ -183,21 +182,33 @@ def frontier_rows(plan: Plan) -> list[list[str]]:
             "no choice" if row["remat"] is None else str(row["remat"]),
             _size(row["kept_bytes_per_device"]),
             _size(row["peak"]),
-            NOT_AVAILABLE if row["largest_batch"] is None else f"{row['largest_batch']:,}",
+            _largest_batch(row),
             f"{_count(row['recomputed_flops'])} ({row['overhead']:+.1%})",
-            row["label"]
-            if row["largest_batch"] is None or row["label"] != "compiler" or "compiled_batches" in row
-            else "compiler; batch: estimate",
+            "compiler; batch: estimate"
+            if row["label"] == "compiler" and row["largest_batch"] is not None and _batch_label(row) == "estimate"
+            else row["label"],
         ]
         for row in plan["frontier"]
     ]
+
+
+def _largest_batch(row: Mapping[str, Any]) -> str:
+    """The number, or between which a search has left it."""
+    if row["largest_batch"] is not None:
+        return f"{row['largest_batch']:,}"
+    low, high = row.get("bracket") or (None, None)
+    return ", ".join(f"{sign} {value:,}" for sign, value in ((">=", low), ("<", high)) if value) or NOT_AVAILABLE
+
+
+def _batch_label(row: Mapping[str, Any]) -> str:
+    return "compiler" if "compiled_batches" in row else "estimate"
 
 
 WORST_HEADS = ["cycles", "of all", "kind", "times", "pass", "module", "source", "shape"]
 
 
 def worst_rows(plan: Plan) -> list[list[str]]:
-    time = plan["time"] or {}
+    time = plan["time"]
     return [
         [
             _count(row["cycles"]),
@@ -220,7 +231,7 @@ MOST_CUSTOM = 10
 
 def custom_rows(plan: Plan) -> list[list[str]]:
     """The longest, and how many others there are."""
-    calls = (plan["time"] or {}).get("custom_calls", [])
+    calls = plan["time"].get("custom_calls", [])
     rows = [
         [
             row["target"],
@@ -256,7 +267,7 @@ def text(plan: Plan) -> str:
     parts = [f"{title(plan)}: {verdict(plan)}\n{lead(plan)}"]
     parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
     parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
-    time = plan["time"] or {}
+    time = plan["time"]
     if total := time.get("taken"):
         clock = plan["chip"]["clock"]
         kinds = [[kind, _count(n), _time(n / clock), _share(n, total)] for kind, n in time["by_kind"].items() if n]
@@ -270,7 +281,7 @@ def text(plan: Plan) -> str:
     ):
         if rows:
             parts.append(text_table(heads, rows))
-    if not plan["collectives"] and plan["time"] is not None:
+    if plan["collectives"] == []:
         parts.append("no collectives")
     notes = [*plan["notes"], *_warnings(plan)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
@@ -280,13 +291,16 @@ def _warnings(plan: Plan) -> list[str]:
     """What a reader should not overlook."""
     found = []
     wasted = sum(row["wasted_bytes"] for row in plan["modules"])
+    for row in plan["frontier"]:
+        if row.get("search_error"):
+            found.append(f"The search with remat {row['remat']} ended with an error at {row['search_error']}")
     hbm = plan["memory"]["hbm"]
     if hbm and wasted > 0.1 * hbm:
         found.append(f"Replication takes {_size(wasted)} of each device: --mesh.fsdp splits the state.")
-    if without := (plan["time"] or {}).get("without_estimate"):
+    if without := plan["time"].get("without_estimate"):
         words = ", ".join(f"{count} {name}" for name, count in list(without.items())[:4])
         found.append(f"Not in the cycles, since the compiler makes no estimate for them: {words}.")
-    if calls := (plan["time"] or {}).get("custom_calls"):
+    if calls := plan["time"].get("custom_calls"):
         found.append(
             "Custom calls are not among the cycles of the schedule. Elsewhere each has as cycles its bytes by the "
             "bandwidth or the compiler's schedule of its kernel, whichever is longer."
@@ -303,8 +317,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
     """The main figures of several plans."""
     rows = []
     for plan in plans:
-        memory, time = plan["memory"], plan["time"] or {}
-        floors = time.get("floors", {})
+        memory, time = plan["memory"], plan["time"]
         fits = {True: "yes", False: "no", None: NOT_AVAILABLE}[memory["fits"]]
         rows.append(
             [
@@ -315,7 +328,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
                 _time(time.get("step_seconds")),
                 f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE,
                 f"{time['examples_per_second']:,.0f}" if time.get("examples_per_second") else NOT_AVAILABLE,
-                *(_time(floors.get(name)) for name in ("flops", "bytes", "collectives")),
+                *(_time(time["floors"][name]) for name in ("flops", "bytes", "collectives")),
             ]
         )
     return text_table(SIDE_HEADS, rows)
@@ -323,7 +336,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
 
 def write(path: str | Path, plan: Plan) -> Path:
     """Writes the page, replacing an older one whole, and returns where it is."""
-    time = plan["time"] or {}
+    time = plan["time"]
     parts = [
         f"<h1>{escape(title(plan))}</h1>",
         f'<p class="lead">{escape(lead(plan))}</p>',
@@ -333,7 +346,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         f"<figure><h2>Time of a step</h2>{_time_bar(plan)}{_labelled(time_rows(plan))}</figure>",
         "</section>",
     ]
-    if time.get("cycles"):
+    if time.get("taken"):
         parts += [
             "<h2>Where the cycles go</h2>",
             '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, '
@@ -360,7 +373,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         f"<h2>Collectives {_tag('compiler')}</h2>",
         table(COLLECTIVE_HEADS, collective_rows(plan), (0, 1, 2), "plan")
         if plan["collectives"]
-        else f'<p class="note">{"none" if plan["time"] is not None else "not known"}</p>',
+        else f'<p class="note">{"not known" if plan["collectives"] is None else "none"}</p>',
         "<h2>Memory against recomputation</h2>",
         table(FRONTIER_HEADS, frontier_rows(plan), (0, 5), "plan"),
         "<h2>How far to trust it</h2>",
@@ -376,8 +389,8 @@ def _tag(label: str) -> str:
 
 
 def _cards(plan: Plan) -> str:
-    memory, time = plan["memory"], plan["time"] or {}
-    largest = plan["frontier"][0]["largest_batch"] if plan["frontier"] else None
+    memory, time = plan["memory"], plan["time"]
+    own = plan["frontier"][0]
     fits = {True: "fits", False: "does not fit", None: "size not known"}[memory["fits"]]
     mood = {True: "good", False: "bad", None: ""}[memory["fits"]]
     mfu = f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE
@@ -385,8 +398,8 @@ def _cards(plan: Plan) -> str:
         (fits, f"{_size(memory['peak'])} of {_size(memory['hbm'])}", "compiler", mood),
         (_time(time.get("step_seconds")), "predicted step time", "estimate", ""),
         (mfu, "of the chip's peak (MFU)", "estimate", ""),
-        (_time((time.get("floors") or {}).get("flops")), "floor by FLOPs", "floor", ""),
-        (NOT_AVAILABLE if largest is None else f"{largest:,}", "largest batch of a device", "estimate", ""),
+        (_time(time["floors"]["flops"]), "floor by FLOPs", "floor", ""),
+        (_largest_batch(own), "largest batch of a device", _batch_label(own), ""),
     ]
     return (
         '<section class="cards">'
@@ -450,8 +463,8 @@ KIND_COLORS = {
 
 def _time_bar(plan: Plan) -> str:
     time = plan["time"]
-    if not time or not time.get("cycles"):
-        return '<p class="note">The compiler of this machine makes no estimate of time.</p>'
+    if not time.get("taken"):
+        return '<p class="note">There are no cycles: no estimate of time.</p>'
     clock = plan["chip"]["clock"]
     parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
     parts.append(("collectives without cycles (floor)", time["collectives"], "c6"))

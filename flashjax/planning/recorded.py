@@ -52,7 +52,7 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
     config = cli.parse(launcher.PRESETS, pod.launcher, None, with_data=first, args=pod.arguments)
     plan, _, program = plans.plan_and_program(launcher.build, config, topologies.open_topology(pod.topology))
     rows = parameter_rows(program.abstract_state, program.shardings)
-    time = plan["time"] or {}
+    time, collectives = plan["time"], plan["collectives"] or []
     return {
         "fits": plan["memory"]["fits"],
         "peak": plan["memory"]["peak"],
@@ -61,8 +61,8 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
         "step_seconds": time.get("step_seconds"),
         "mfu": time.get("mfu"),
         "collectives": {
-            kind: sum(row["count"] for row in plan["collectives"] if row["kind"] == kind)
-            for kind in sorted({row["kind"] for row in plan["collectives"]})
+            kind: sum(row["count"] for row in collectives if row["kind"] == kind)
+            for kind in sorted({row["kind"] for row in collectives})
         },
         "whole": [row.path for row in rows if row.bytes == row.bytes_per_device > LARGE_BYTES],
         "compile_seconds": plan["compile_seconds"],

@@ -160,6 +160,131 @@ def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     assert named["custom calls, by schedule or bytes"] == plan_page._time(kernels / chip.clock)
 
 
+GIB, MIB = 2**30, 2**20
+LIMIT = 16 * GIB
+
+
+def grows(fixed, each, pad=1):
+    return lambda batch: fixed + each * (-(-batch // pad) * pad)
+
+
+def searched(peak, at, guess=None, known=True, says=True, step=1):
+    """(result, batches that were compiled) where a compiler says how much is wanted, or does not."""
+    tried = []
+
+    def compiled(batch):
+        tried.append(batch)
+        return peak(batch) if says or peak(batch) <= LIMIT else None
+
+    found = {at: compiled(at)} if known else {}
+    tried.clear()
+    return plans.search_largest(compiled, found, LIMIT, at, guess, step), tried
+
+
+@pytest.mark.parametrize(
+    ("at", "guess", "says", "tried", "wanted"),
+    [
+        (64, 600, True, [600, 614, 615], (614, 615)),  # of 15 GiB in steps of 25 MiB 614 fit
+        (64, 300, False, [300, 614, 615], (614, 615)),
+        (64, 1200, True, [1200, 614, 615], (614, 615)),
+        (64, 1200, False, [1200, 632, 348], (348, 632)),
+        (1024, None, True, [512, 614, 615], (614, 615)),
+        (1024, None, False, [512, 768, 640], (512, 640)),
+        (1024, 700, True, [700, 614, 615], (614, 615)),
+        (8192, None, False, [4096, 2048, 1024], (0, 1024)),
+    ],
+)
+def test_the_largest_batch_is_found_or_bracketed(at, guess, says, tried, wanted):
+    assert searched(grows(GIB, 25 * MIB), at, guess, says=says) == ((*wanted, None), tried)
+
+
+def test_a_search_knows_no_peak_at_first_tries_what_divides_and_meets_stairs():
+    line = grows(GIB, 25 * MIB)
+    assert searched(line, 64, known=False) == ((614, 615, None), [64, 128, 614, 615])
+    assert searched(line, 64, 601, step=4) == ((612, 616, None), [600, 612, 616])
+    (low, high, _), _ = searched(grows(GIB, 25 * MIB, pad=8), 64, 600)
+    assert low <= 608 < high
+    assert searched(grows(2 * LIMIT, MIB), 2, says=False)[0] == (0, 1, None)
+
+
+def test_an_error_ends_a_search_and_leaves_what_was_found():
+    def fails(batch):
+        if batch > 100:
+            raise ValueError("a kernel finds no room")
+        return grows(GIB, 25 * MIB)(batch)
+
+    assert searched(fails, 64, 600) == ((64, None, "600 examples a device: a kernel finds no room"), [600])
+
+
+def frontier_plan(**memory):
+    held = {"parameters": 100, "optimizer state": 200, "batch": 16, "gradients": 100}
+    return {
+        "memory": {"held": held, "hbm": 1000, "compiler": None, "peak": None, "fits": False} | memory,
+        "batch_size": 32,
+        "device_batch": 8,
+        "accumulate": 1,
+        "flops": {"all": 100, "recomputed": 0},
+    }
+
+
+def policy(remat, *kept):
+    return plans._Policy(
+        remat, Config(), {"all": 100, "recomputed": 0}, {f"block_{i}": size for i, size in enumerate(kept)}
+    )
+
+
+def test_what_does_not_fit_has_an_estimate_of_what_would():
+    made = frontier_plan(peak=2016)  # 16 of the batch and 1,600 of activations, for 8 examples, beside 400
+    own, again = plans._frontier(None, None, made, [policy(False, 800, 2400), policy(True, 400)], False, False)
+    assert (own["peak"], own["largest_batch"], own["label"]) == (2016, int(600 / 1616 * 8), "compiler")
+    assert again["label"] == "estimate" and again["peak"] < own["peak"]
+    assert again["largest_batch"] > own["largest_batch"]
+    made["accumulate"] = 2
+    assert plans._frontier(None, None, made, [policy(False, 3200)], False, False)[0]["largest_batch"] == 2
+    unknown = plans._frontier(None, None, frontier_plan(), [policy(False, 3200)], False, False)
+    assert (unknown[0]["peak"], unknown[0]["largest_batch"]) == (None, None)
+    machine = topology.Topology("v5e:2x2", "TPU v5 lite", "tpu", range(4), CHIPS["TPU v5 lite"])
+    time = plans._time({"flops": {"all": 4 * 197 * 10**12}, "devices": 4, "collectives": None}, [], machine)
+    assert time["floors"] == {"flops": 1.0, "bytes": None, "collectives": None} and time["step_seconds"] is None
+
+
+def test_only_what_was_compiled_is_the_compilers():
+    analysis = {"temporaries": 500, "arguments": 316, "outputs": 300, "aliased": 300, "program": 0}
+    made = frontier_plan(peak=816, fits=True, compiler=analysis)
+    rows = plans._frontier(None, None, made, [policy(False, 3200), policy(True, 3200)], False, False)
+    assert [row["label"] for row in rows] == ["compiler", "estimate"] and rows[0]["peak"] == rows[1]["peak"] == 816
+    shown = plan_page.frontier_rows({"frontier": rows})
+    assert [row[-1] for row in shown] == ["compiler; batch: estimate", "estimate"]
+    found = rows[0] | {"largest_batch": None, "bracket": [8, 12], "compiled_batches": {"8": 816, "12": None}}
+    assert plan_page.frontier_rows({"frontier": [found]})[0][3::2] == [">= 8, < 12", "compiler"]
+    assert plan_page.frontier_rows({"frontier": [found | {"bracket": [0, 4]}]})[0][3] == "< 4"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    batch_size: int = 32
+    eval_batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: Data = Data()
+
+
+def test_a_search_that_fails_leaves_the_plan(monkeypatch):
+    analysis = {"temporaries": 500, "arguments": 316, "outputs": 300, "aliased": 300, "program": 0}
+    made = frontier_plan(peak=816, fits=True, compiler=analysis)
+
+    def refuse(*_):
+        raise ValueError("no such batch")
+
+    monkeypatch.setattr(plans, "build", refuse)
+    own, again = plans._frontier(None, None, made, [policy(False, 3200), policy(True, 9)], False, True)
+    assert own["bracket"] == [8, None] and own["compiled_batches"] == {"8": 816}
+    assert again["label"] == "estimate" and again["largest_batch"] > 8
+    assert all("no such batch" in row["search_error"] for row in (own, again))
+
+
 def cost(**changes):
     none = cycles.Cost("x", "fusion", "matmul", None, 1, Place("", "forward"), "", 4, "f32[1]", 8, False)
     return dataclasses.replace(none, **changes)
