@@ -22,7 +22,7 @@ from jax.extend import core
 
 import flashjax
 from flashjax.data import described
-from flashjax.planning import activations, collectives, cycles, kernels, modules
+from flashjax.planning import activations, collectives, cycles, hlo, kernels, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
 from flashjax.planning.flops import flops_by, is_exact
@@ -253,12 +253,13 @@ def _collectives(
 ) -> list[dict[str, Any]]:
     """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other, `added_seconds`
     of those alone that are not among the cycles."""
-    mesh = dict(program.mesh.shape)
+    mesh, parts = dict(program.mesh.shape), _combined(compiled.module)
     counted = {name for c in costs if c.cycles is not None and not c.overlapped for name in c.collectives}
     together: dict[tuple[Any, ...], list[collectives.Collective]] = defaultdict(list)
     for found in collectives.collectives(compiled.module):
         axes = collectives.axes_of(found.group, mesh) if found.group else ()
-        together[found.kind, axes, modules.place_in_hlo(found.op_name).part].append(found)
+        part = parts.get(found.name) or modules.place_in_hlo(found.op_name).part
+        together[found.kind, axes, part].append(found)
     link = chip.link_bandwidth if chip else None
     rows = []
     for (kind, axes, part), members in together.items():
@@ -279,6 +280,27 @@ def _collectives(
             }
         )
     return sorted(rows, key=lambda row: -row["wire_bytes"])
+
+
+def _combined(module: hlo.Module) -> dict[str, str]:
+    """The pass of the collectives that combine several arrays: that from which most of their bytes come, 'several'
+    where it is not half of them. The compiler names a combined one after the first."""
+    found = {}
+    for instructions in module.computations.values():
+        by_name = {i.name: i for i in instructions}
+        for instruction in instructions:
+            given = [by_name[name] for name in instruction.operands if name in by_name]
+            if len(given) < 2 or instruction.opcode.removesuffix("-start") not in collectives.KINDS:
+                continue
+            sizes: Counter[str] = Counter()
+            for operand in given:
+                maker = operand
+                while not maker.op_name and maker.operands and maker.operands[0] in by_name:
+                    maker = by_name[maker.operands[0]]
+                sizes[modules.place_in_hlo(maker.op_name).part] += operand.bytes
+            ((part, most),) = sizes.most_common(1)
+            found[instruction.name] = part if 2 * most > sizes.total() else "several"
+    return found
 
 
 def _held(program: Program) -> dict[str, int]:

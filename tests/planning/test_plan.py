@@ -137,6 +137,30 @@ def test_a_collective_that_has_cycles_is_not_added_to_them():
     assert time["floors"]["collectives"] == pytest.approx(sum(row["floor_seconds"] for row in rows))
 
 
+COMBINED = """HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%add (a: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  ROOT %r = f32[] add(%a, %a)
+}
+
+ENTRY %main (x: f32[1024]) -> (f32[], f32[1024], f32[1024]) {
+  %x = f32[1024] parameter(0)
+  %loss = f32[] reduce(%x), to_apply=%add, metadata={op_name="jit(step)/jvp(Net)/reduce_sum"}
+  %dw = f32[1024] negate(%x), metadata={op_name="jit(step)/transpose(jvp(Net))/a/dot_general"}
+  %moved = f32[1024] copy(%dw)
+  %db = f32[SIZE] negate(%x), metadata={op_name="jit(step)/optimizer/mul"}
+  ROOT %sum = (f32[], f32[1024], f32[SIZE]) all-reduce(%loss, %moved, %db), replica_groups={{0,1,2,3}}, to_apply=%add, metadata={op_name="jit(step)/jvp(Net)/reduce_sum"}
+}
+"""  # noqa: E501 (a compiler's lines are as long as they are)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [("8", "backward"), ("1024", "several")])
+def test_a_combined_collective_is_of_the_pass_of_most_of_its_bytes(size, wanted):
+    (row,), _ = made_of(COMBINED.replace("SIZE", size), CHIPS["TPU v5 lite"])
+    assert row["pass"] == wanted
+
+
 def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     chip = CHIPS["TPU v5 lite"]
     kernel = cost(kind="custom call", target="tpu_custom_call", bytes=2**20)
