@@ -1,6 +1,7 @@
 """A plan in words for the terminal, and as one page."""
 
-from collections import Counter
+import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from flashjax.drawing import STYLE, table, text_table
 from flashjax.ops.platform import in_words
 from flashjax.pages import write_page
+from flashjax.planning.chips import Chip
 from flashjax.planning.plan import Plan, grouped
 from flashjax.training.parameters import human_bytes
 
@@ -17,7 +19,7 @@ LABELS = {
     "at least": "the same, of FLOPs where loops of unknown length are counted once",
     "compiler": "the compiler's own analysis of the program that would run",
     "estimate": "a model: the compiler's cycles, or activations read from the jaxpr",
-    "chip": "what the vendor publishes of the device",
+    "chip": "what the vendor publishes of the device, or follows from it (docs/plan.md)",
     "floor": "no program of these FLOPs or bytes can be faster on this chip",
 }
 NOT_AVAILABLE = "n/a"
@@ -35,13 +37,13 @@ def _time(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} µs"
 
 
-def _count(value: float | None) -> str:
+def _count(value: float | None, digits: int = 3) -> str:
     """1,234 as 1.23 k, and so on."""
     if value is None:
         return NOT_AVAILABLE
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
+            return f"{value / size:.{digits}g} {unit}"
     return f"{value:.0f}"
 
 
@@ -89,6 +91,29 @@ def memory_rows(plan: Plan) -> list[list[str]]:
         ["memory of a device", _size(memory["hbm"]), "compiler" if plan["device_kind"][:3] == "TPU" else "chip"]
     )
     return rows
+
+
+CHIP_HEADS = ["device", "bf16 FLOP/s", "int8 op/s", "memory", "bandwidth", "clock", "links, sent"]
+
+
+def chip_row(kind: str, chip: Mapping[str, float | None] | None) -> list[str]:
+    """The cells of `CHIP_HEADS`: the fields of `flashjax.planning.chips.Chip`, in units of ten."""
+    units = {
+        **{"bf16_flops": "", "int8_ops": "", "hbm_bytes": "B", "hbm_bandwidth": "B/s"},
+        **{"clock": "Hz", "link_bandwidth": "B/s"},
+    }
+    found = [((chip or {}).get(name), unit) for name, unit in units.items()]
+    return [kind, *(NOT_AVAILABLE if value is None else f"{_count(value, 5)}{unit}" for value, unit in found)]
+
+
+def chips_table(chips: Mapping[str, Chip]) -> str:
+    """A row for each device, those of the same figures together; as docs/plan.md has it."""
+    together: dict[Chip, list[str]] = defaultdict(list)
+    for kind, chip in chips.items():
+        together[chip].append(kind)
+    return text_table(
+        CHIP_HEADS, [chip_row(", ".join(kinds), dataclasses.asdict(chip)) for chip, kinds in together.items()]
+    )
 
 
 def _flops_label(plan: Plan) -> str:
@@ -267,6 +292,7 @@ def text(plan: Plan) -> str:
     parts = [f"{title(plan)}: {verdict(plan)}\n{lead(plan)}"]
     parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
     parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
+    parts.append(text_table(CHIP_HEADS, [chip_row(plan["device_kind"], plan["chip"])]))
     time = plan["time"]
     if total := time.get("taken"):
         clock = plan["chip"]["clock"]
@@ -345,6 +371,10 @@ def write(path: str | Path, plan: Plan) -> Path:
         f"<figure><h2>Memory of a device</h2>{_memory_bar(plan)}{_labelled(memory_rows(plan))}</figure>",
         f"<figure><h2>Time of a step</h2>{_time_bar(plan)}{_labelled(time_rows(plan))}</figure>",
         "</section>",
+    ]
+    parts += [
+        f"<h2>The device {_tag('chip')}</h2>",
+        table(CHIP_HEADS, [chip_row(plan["device_kind"], plan["chip"])], (0,), "plan"),
     ]
     if time.get("taken"):
         parts += [

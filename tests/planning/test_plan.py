@@ -68,6 +68,7 @@ def test_what_a_cpu_does_not_say_is_none_and_not_a_guess(plan):
 def test_a_plan_is_json_words_and_a_page(plan, tmp_path):
     assert json.loads(json.dumps(plan)) == plan
     words = plan_page.text(plan)
+    assert re.search(r"\| cpu +(\| +n/a ){6}\|", words)
     assert "toy toy on cpu:8" in words and "mesh: data 2, fsdp 4" in words and "chosen here" not in words
     page = plan_page.write(tmp_path / "plan.html", plan).read_text()
     assert not re.search(r"https?://|<script", page) and "n/a" in page
