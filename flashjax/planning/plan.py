@@ -333,22 +333,20 @@ def _memory(program: Program, compiled: Compiled | None, wanted: int | None, top
 
 def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str, Any]:
     """Seconds and cycles of one step on one device; of one that does not fit the floor by FLOPs alone."""
-    chip, devices = topology.chip, plan["devices"]
+    chip, devices, moved = topology.chip, plan["devices"], plan["collectives"]
     flops = plan["flops"]["all"] / devices
     floors = {
         "flops": flops / chip.bf16_flops if chip else None,
         "bytes": sum(c.traffic * c.executions for c in costs) / chip.hbm_bandwidth if chip and costs else None,
         "collectives": (
-            sum(row["floor_seconds"] or 0.0 for row in plan["collectives"])
-            if chip and chip.link_bandwidth and plan["collectives"] is not None
-            else None
+            sum(row["floor_seconds"] for row in moved) if chip and chip.link_bandwidth and moved is not None else None
         ),
     }
     found: dict[str, Any] = {"floors": floors}
     if not costs or chip is None or not chip.clock:
         return found | {"cycles": None, "step_seconds": None, "mfu": None}
     by_kind = cycles.by(costs, lambda c: c.kind)
-    added = sum(row["added_seconds"] or 0.0 for row in plan["collectives"])
+    added = sum(row["added_seconds"] or 0.0 for row in moved or [])
     seconds = by_kind.total() / chip.clock + added
     useful = plan["flops"]["useful"] / devices
     return found | {

@@ -292,7 +292,7 @@ def text(plan: Plan) -> str:
     parts = [f"{title(plan)}: {verdict(plan)}\n{lead(plan)}"]
     parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
     parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
-    parts.append(text_table(CHIP_HEADS, [chip_row(plan["device_kind"], plan["chip"])]))
+    parts.append(text_table(["device (chip)", *CHIP_HEADS[1:]], [chip_row(plan["device_kind"], plan["chip"])]))
     time = plan["time"]
     if total := time.get("taken"):
         clock = plan["chip"]["clock"]
