@@ -76,6 +76,23 @@ def test_a_plan_is_json_words_and_a_page(plan, tmp_path):
     assert "chosen here: attention paired; implementation blocked and xla" in plan_page.lead(chosen)
 
 
+def test_what_does_not_fit_is_shown_with_what_is_known(plan, tmp_path):
+    memory = plan["memory"] | {"compiler": None, "hbm": 100, "peak": 250, "fits": False, "margin": -150}
+    time = {
+        "floors": {"flops": 0.5, "bytes": None, "collectives": None},
+        "cycles": None,
+        "step_seconds": None,
+        "mfu": None,
+    }
+    frontier = [plan["frontier"][0] | {"peak": 250, "largest_batch": 3}]
+    made = plan | {"memory": memory, "collectives": None, "time": time, "frontier": frontier}
+    words = plan_page.text(made)
+    assert "does not fit: 250 B wanted of 100 B" in words and "500.00 ms |      floor" in words
+    assert "compiler; batch: estimate" in words and "no collectives" not in words
+    assert "not known" in plan_page.write(tmp_path / "plan.html", made).read_text()
+    assert "n/a" in plan_page.side_by_side([made])
+
+
 def test_a_gpu_has_floors_and_no_cycles():
     """Of a text as the CUDA compiler writes it, floors are by peak, links, and what the cache cannot hold."""
     chip = CHIPS["NVIDIA H100 80GB HBM3"]
