@@ -1,11 +1,13 @@
 """What the TPU compiler thinks that each instruction costs: its own estimates of cycles, along the schedule.
 
 The compiler writes `estimated_cycles` into the text of a program. They are an estimate of an instruction alone on a
-core, made to choose among fusions and tilings: not a measurement, and what it makes none for (collectives, Pallas
-kernels, scalars) is listed apart and is not free. Instructions of a computation follow each other; a loop's are counted
-as often as it runs, of a conditional the dearest branch counts.
+core, made to choose among fusions and tilings: not a measurement. It makes none for Pallas kernels, whose schedule or
+bytes stand for them, for scalars, and for most collectives; some it does give cycles, such as those of a large step on
+v5e. Instructions of a computation follow each other; a loop's are counted as often as it runs, of a conditional the
+dearest branch counts.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -65,6 +67,10 @@ class Cost:
     """Cycles of one execution of a Pallas kernel by the compiler's schedule; None where it is not known."""
     chip_memory: int | None = None
     """Bytes of the chip's own memory that a custom call takes; None where the compiler does not say."""
+    floor: int = 0
+    """Cycles in which `traffic` can pass; 0 where the bandwidth is not known."""
+    collectives: tuple[str, ...] = ()
+    """Names of the collectives that it is or holds."""
 
     @property
     def total(self) -> int:
@@ -73,8 +79,9 @@ class Cost:
 
     @property
     def taken(self) -> int:
-        """`total`, of a kernel by its schedule, 0 where neither is known."""
-        return self.total or (self.scheduled or 0) * self.executions
+        """`total`; of a custom call without an estimate its schedule or its floor, whichever is longer."""
+        apart = self.cycles is None and self.kind == "custom call"
+        return max(self.scheduled or 0, self.floor) * self.executions if apart else self.total
 
 
 def costs(
@@ -84,10 +91,11 @@ def costs(
     cache: int = 0,
     bundles: Mapping[str, int] = MappingProxyType({}),
     cores: int = 1,
+    bytes_a_cycle: float = math.inf,
 ) -> list[Cost]:
     """What the instructions of a program's schedule cost, in the order of the schedule; inner ones of fusions are part
     of theirs. `root` is the directory whose lines are preferred as sources, `cache` that of `traffic`, `bundles` those
-    of `kernels`, `cores` of a device."""
+    of `kernels`, `cores` of a device, `bytes_a_cycle` its bandwidth."""
     found: list[Cost] = []
 
     def visit(name: str, times: int) -> list[Cost]:
@@ -106,7 +114,7 @@ def costs(
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)
-            elif cost := _cost(module, instruction, by_name, times, str(root), cache, bundles, cores):
+            elif cost := _cost(module, instruction, by_name, times, str(root), cache, bundles, cores, bytes_a_cycle):
                 made.append(cost)
         return made
 
@@ -123,9 +131,11 @@ def _cost(
     cache: int,
     bundles: Mapping[str, int],
     cores: int,
+    bytes_a_cycle: float,
 ) -> Cost | None:
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done") or _ALLOCATE in instruction.line:
         return None
+    moved = traffic(module, instruction, by_name, cache)
     return Cost(
         name=instruction.name,
         opcode=instruction.opcode,
@@ -136,18 +146,20 @@ def _cost(
         source=_source(module.source(instruction), root),
         bytes=instruction.bytes,
         shape=re.sub(r"\{[^}]*\}", "", instruction.shape),
-        traffic=traffic(module, instruction, by_name, cache),
+        traffic=moved,
         overlapped=instruction.opcode.endswith("-start"),
         target=instruction.attribute("custom_call_target") if instruction.opcode == "custom-call" else "",
         scheduled=kernels.cycles(instruction, bundles, cores),
         chip_memory=kernels.chip_memory(instruction),
+        floor=round(moved / bytes_a_cycle),
+        collectives=tuple(i.name for i in _inside(module, instruction) if _base(i) in COLLECTIVES),
     )
 
 
 def kind_of(module: Module, instruction: Instruction) -> str:
     """One of `KINDS`: of a fusion, by what is in it."""
-    inside = set(_inside(module, instruction))
-    base = instruction.opcode.removesuffix("-start")
+    inside = {i.opcode for i in _inside(module, instruction)}
+    base = _base(instruction)
     if base in COLLECTIVES or inside & set(COLLECTIVES):
         return "collective"
     if base == "custom-call":
@@ -164,9 +176,14 @@ def kind_of(module: Module, instruction: Instruction) -> str:
     return "elementwise" if rest or "convert" in inside or "broadcast" in inside else "other"
 
 
-def _inside(module: Module, instruction: Instruction) -> Iterable[str]:
-    """The opcodes of an instruction and of what it calls, functions of reductions left out."""
-    yield instruction.opcode
+def _base(instruction: Instruction) -> str:
+    """The opcode, of the start of an asynchronous pair that of the whole."""
+    return instruction.opcode.removesuffix("-start")
+
+
+def _inside(module: Module, instruction: Instruction) -> Iterable[Instruction]:
+    """An instruction and what it calls, functions of reductions left out."""
+    yield instruction
     for how, callee in instruction.calls:
         if how in ("calls", "called_computations"):
             for inner in module.computations.get(callee, ()):
@@ -184,14 +201,14 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 def by(costs: Iterable[Cost], key: Callable[[Cost], KeyT]) -> Counter[KeyT]:
-    """Cycles in all, overlapped ones left out, by what `key` says."""
+    """Cycles that are taken in all, overlapped ones left out, by what `key` says."""
     total: Counter[KeyT] = Counter()
     for cost in costs:
         if not cost.overlapped:
-            total[key(cost)] += cost.total
+            total[key(cost)] += cost.taken
     return total
 
 
 def worst(costs: Iterable[Cost], count: int = 10) -> list[Cost]:
     """The instructions that take most, the dearest first."""
-    return sorted((c for c in costs if not c.overlapped), key=lambda c: -c.total)[:count]
+    return sorted((c for c in costs if not c.overlapped), key=lambda c: -c.taken)[:count]

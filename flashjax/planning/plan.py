@@ -1,7 +1,8 @@
 """The plan of a train step: what it takes on a machine that is not there, before anything is queued.
 
-Every figure is one of four kinds, and says which:
-- *exact*: arithmetic on shapes and shardings: bytes of state, FLOPs of the jaxpr;
+Every figure is one of these kinds, and says which:
+- *exact*: arithmetic on shapes and shardings: bytes of state, FLOPs of the jaxpr (*at least* where it does not say how
+  often a loop runs);
 - *compiler*: the compiler's own analysis of the program that would run: memory, collectives;
 - *estimate*: a model of something: the compiler's cycles, activations read from the jaxpr;
 - *floor*: what no program of these FLOPs or bytes can beat on this chip.
@@ -16,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.extend import core
 
 import flashjax
 from flashjax.data import described
-from flashjax.planning import activations, collectives, cycles, kernels, modules
+from flashjax.planning import activations, collectives, cycles, hlo, kernels, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
-from flashjax.planning.flops import flops_by
+from flashjax.planning.flops import flops_by, is_exact
 from flashjax.planning.topology import Topology
 from flashjax.training.executables import compilers
 from flashjax.training.experiment import Experiment, RunConfig
@@ -90,6 +92,7 @@ def plan_and_program(
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "batch_size": experiment.train_data.batch_size,
         "device_batch": experiment.train_data.batch_size // shards,
+        "accumulate": experiment.config.train.accumulate,
         "choices": program.choices,
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
         "versions": compilers(),
@@ -98,15 +101,26 @@ def plan_and_program(
     }
     costs = []
     if compiled and topology.platform != "cpu":
+        chip = topology.chip
         costs = cycles.costs(
-            compiled.module, ROOT, cache=topology.cache, bundles=compiled.bundles, cores=topology.cores
+            compiled.module,
+            ROOT,
+            cache=topology.cache,
+            bundles=compiled.bundles,
+            cores=topology.cores,
+            bytes_a_cycle=chip.hbm_bandwidth / chip.clock if chip and chip.clock else math.inf,
         )
         plan["notes"] += _unscheduled(costs)
     plan["flops"] = flops
+    plan["flops_exact"] = is_exact(traced)
+    if not plan["flops_exact"]:
+        plan["notes"].append(
+            "Products stand in loops of unknown length, which are counted once: FLOPs are at least these."
+        )
     plan["modules"] = _modules(program, traced, costs, shards)
-    plan["collectives"] = _collectives(compiled, program, topology.chip) if compiled else []
+    plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else None
     plan["memory"] = _memory(program, compiled, wanted, topology)
-    plan["time"] = _time(plan, costs, topology) if compiled else None
+    plan["time"] = _time(plan, costs, topology)
     plan["frontier"] = _frontier(launcher_build, topology, plan, policies, cache, search)
     return plan, compiled, program
 
@@ -208,7 +222,8 @@ def _modules(program: Program, traced: core.ClosedJaxpr, costs: list[cycles.Cost
     return [
         row
         for row in made
-        if any(row[n] for n in ("parameters", "state_bytes", "cycles")) or sum(row["flops"].values())
+        if any(row[n] for n in ("parameters", "state_bytes", "activation_bytes_per_device", "cycles"))
+        or sum(row["flops"].values())
     ]
 
 
@@ -233,17 +248,23 @@ def grouped(plan: Plan, depth: int = 2) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> list[dict[str, Any]]:
-    """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other."""
-    mesh = dict(program.mesh.shape)
+def _collectives(
+    compiled: Compiled, program: Program, chip: Chip | None, costs: list[cycles.Cost]
+) -> list[dict[str, Any]]:
+    """Together by kind, axes and what they are for; `floor_seconds` of all of them one after the other, `added_seconds`
+    of those alone that are not among the cycles."""
+    mesh, parts = dict(program.mesh.shape), _combined(compiled.module)
+    counted = {name for c in costs if c.cycles is not None and not c.overlapped for name in c.collectives}
     together: dict[tuple[Any, ...], list[collectives.Collective]] = defaultdict(list)
     for found in collectives.collectives(compiled.module):
         axes = collectives.axes_of(found.group, mesh) if found.group else ()
-        together[found.kind, axes, modules.place_in_hlo(found.op_name).part].append(found)
+        part = parts.get(found.name) or modules.place_in_hlo(found.op_name).part
+        together[found.kind, axes, part].append(found)
     link = chip.link_bandwidth if chip else None
     rows = []
     for (kind, axes, part), members in together.items():
         wire = sum(c.executions * c.wire_bytes for c in members)
+        added = sum(c.executions * c.wire_bytes for c in members if c.name not in counted)
         rows.append(
             {
                 "kind": kind,
@@ -253,11 +274,33 @@ def _collectives(compiled: Compiled, program: Program, chip: Chip | None) -> lis
                 "bytes": sum(c.executions * c.bytes for c in members),
                 "wire_bytes": wire,
                 "floor_seconds": wire / link if link else None,
+                "added_seconds": added / link if link else None,
                 "largest": max(c.bytes for c in members),
                 "from": max(members, key=lambda c: c.bytes).op_name[-160:],
             }
         )
     return sorted(rows, key=lambda row: -row["wire_bytes"])
+
+
+def _combined(module: hlo.Module) -> dict[str, str]:
+    """The pass of the collectives that combine several arrays: that from which most of their bytes come, 'several'
+    where it is not half of them. The compiler names a combined one after the first."""
+    found = {}
+    for instructions in module.computations.values():
+        by_name = {i.name: i for i in instructions}
+        for instruction in instructions:
+            given = [by_name[name] for name in instruction.operands if name in by_name]
+            if len(given) < 2 or instruction.opcode.removesuffix("-start") not in collectives.KINDS:
+                continue
+            sizes: Counter[str] = Counter()
+            for operand in given:
+                maker = operand
+                while not maker.op_name and maker.operands and maker.operands[0] in by_name:
+                    maker = by_name[maker.operands[0]]
+                sizes[modules.place_in_hlo(maker.op_name).part] += operand.bytes
+            ((part, most),) = sizes.most_common(1)
+            found[instruction.name] = part if 2 * most > sizes.total() else "several"
+    return found
 
 
 def _held(program: Program) -> dict[str, int]:
@@ -289,31 +332,33 @@ def _memory(program: Program, compiled: Compiled | None, wanted: int | None, top
 
 
 def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str, Any]:
-    """Seconds and cycles of one step on one device."""
-    chip, devices = topology.chip, plan["devices"]
+    """Seconds and cycles of one step on one device; of one that does not fit the floor by FLOPs alone."""
+    chip, devices, moved = topology.chip, plan["devices"], plan["collectives"]
     flops = plan["flops"]["all"] / devices
     floors = {
         "flops": flops / chip.bf16_flops if chip else None,
         "bytes": sum(c.traffic * c.executions for c in costs) / chip.hbm_bandwidth if chip and costs else None,
         "collectives": (
-            sum(row["floor_seconds"] or 0.0 for row in plan["collectives"]) if chip and chip.link_bandwidth else None
+            sum(row["floor_seconds"] for row in moved) if chip and chip.link_bandwidth and moved is not None else None
         ),
     }
     found: dict[str, Any] = {"floors": floors}
     if not costs or chip is None or not chip.clock:
         return found | {"cycles": None, "step_seconds": None, "mfu": None}
-    total = sum(c.total for c in costs if not c.overlapped)
-    calls = _custom_calls(costs, chip)
-    seconds = total / chip.clock + (floors["collectives"] or 0.0) + sum(call["seconds"] for call in calls)
+    by_kind = cycles.by(costs, lambda c: c.kind)
+    added = sum(row["added_seconds"] or 0.0 for row in moved or [])
+    seconds = by_kind.total() / chip.clock + added
     useful = plan["flops"]["useful"] / devices
     return found | {
-        "cycles": total,
-        "by_kind": dict(cycles.by(costs, lambda c: c.kind).most_common()),
+        "cycles": sum(c.total for c in costs if not c.overlapped),
+        "taken": by_kind.total(),  # those, and what custom calls without an estimate take
+        "collectives": added,
+        "by_kind": dict(by_kind.most_common()),
         "by_pass": dict(cycles.by(costs, lambda c: c.place.part).most_common()),
         "by_module_and_kind": _by_module_and_kind(costs),
         "worst": [_worst(cost) for cost in cycles.worst(costs)],
         "without_estimate": _without(costs),
-        "custom_calls": calls,
+        "custom_calls": _custom_calls(costs, chip),
         "step_seconds": seconds,
         "mfu": useful / seconds / chip.bf16_flops,
         "examples_per_second": plan["batch_size"] / seconds,
@@ -321,7 +366,7 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
 
 
 def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, dict[str, int]]:
-    """Cycles by the first names of a module, the dearest first, and in it by kind; kernels by their schedule."""
+    """Cycles by the first names of a module, the dearest first, and in it by kind."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for cost in costs:
         if not cost.overlapped:
@@ -331,7 +376,7 @@ def _by_module_and_kind(costs: list[cycles.Cost], depth: int = 2) -> dict[str, d
 
 def _worst(cost: cycles.Cost) -> dict[str, Any]:
     return {
-        "cycles": cost.total,
+        "cycles": cost.taken,
         "kind": cost.kind,
         "executions": cost.executions,
         "module": cost.place.module or ELSEWHERE,
@@ -353,7 +398,7 @@ def _without(costs: list[cycles.Cost]) -> dict[str, int]:
 
 
 def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
-    """What the compiler has no estimate for, by target: kernels of Pallas and of the compiler itself."""
+    """What the compiler has no estimate for, by target, the longest first: kernels of Pallas and its own."""
     together: dict[tuple[str, str, str], list[cycles.Cost]] = defaultdict(list)
     for cost in costs:
         # One whose arrays are all in the chip's own memory has no traffic, and takes its time all the same.
@@ -374,11 +419,11 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
                 "floor_seconds": floor,
                 "scheduled_cycles": scheduled,
                 "chip_memory": max((c.chip_memory for c in members if c.chip_memory is not None), default=None),
-                "seconds": max(floor, (scheduled or 0) / (chip.clock or math.inf)),
+                "seconds": sum(c.taken for c in members) / (chip.clock or math.inf),
                 "shape": shape,
             }
         )
-    return found
+    return sorted(found, key=lambda call: -call["seconds"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,68 +475,115 @@ def _frontier(
             "kept_bytes_per_device": kept * plan["device_batch"] // plan["batch_size"],
         }
         # Where blocks are computed again, one at a time is there whole.
-        scale = 1.0 if not rows else (kept + (block if kept < own else 0)) / max(own, 1)
+        scale = (kept + (block if kept < own else 0)) / max(own, 1) if rows else None
         rows.append(row | _estimated(plan, scale))
         if search and plan["memory"]["hbm"]:
             rows[-1] |= _searched(launcher_build, policy.config, topology, plan, rows[-1], cache)
     return rows
 
 
-def _estimated(plan: Plan, scale: float) -> dict[str, Any]:
-    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program."""
+def _estimated(plan: Plan, scale: float | None) -> dict[str, Any]:
+    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program: what it uses, or
+    wants where that is more than there is. `scale` is what another program keeps relative to it, None for itself."""
     memory = plan["memory"]
     peak, hbm, held = memory["peak"], memory["hbm"], memory["held"]
-    if peak is None or memory["compiler"] is None:
-        return {"peak": peak if scale == 1.0 else None, "largest_batch": None, "label": "estimate"}
-    gradients = held["gradients"]
-    growing = max(memory["compiler"]["temporaries"] - gradients, 0) * scale + held["batch"]
-    fixed = peak - memory["compiler"]["temporaries"] + gradients - held["batch"]
+    label = "compiler" if scale is None else "estimate"
+    if peak is None:
+        return {"peak": None, "largest_batch": None, "label": label}
+    state = sum(size for name, size in held.items() if name not in ("batch", "gradients"))
+    # Without the compiler's analysis, all that is wanted beyond the state.
+    temporaries = memory["compiler"]["temporaries"] if memory["compiler"] else peak - state - held["batch"]
+    growing = max(temporaries - held["gradients"], 0) * (1.0 if scale is None else scale) + held["batch"]
+    fixed = peak - temporaries + held["gradients"] - held["batch"]
     largest = None if hbm is None or growing <= 0 else max(0, int((hbm - fixed) / growing * plan["device_batch"]))
     return {
-        "peak": peak if scale == 1.0 else int(fixed + growing),
-        "largest_batch": largest,
-        "label": "compiler" if scale == 1.0 else "estimate",
+        "peak": peak if scale is None else int(fixed + growing),
+        "largest_batch": None if largest is None else largest // plan["accumulate"] * plan["accumulate"],
+        "label": label,
     }
 
 
 def _searched(
     launcher_build: Build, config: Any, topology: Topology, plan: Plan, row: dict[str, Any], cache: bool
 ) -> dict[str, Any]:
-    """The largest batch of a device by compiling: secants through what is known, then the whole number between."""
-    hbm, unit = plan["memory"]["hbm"], plan["batch_size"] // plan["device_batch"]
+    """The largest batch of a device by compiling, or between which it is; nothing new where no program compiles."""
+    at, unit = plan["device_batch"], plan["batch_size"] // plan["device_batch"]
 
     def peak(batch: int) -> int | None:
-        """Bytes, or None where it does not fit and the compiler does not say how much it wants."""
         data = dataclasses.replace(config.data, batch_size=batch * unit, eval_batch_size=batch * unit)
         made = Program(build(launcher_build, dataclasses.replace(config, data=data)), topology.devices)
         try:
             compiled = compile_for(made.lower_step(), topology, cache)
         except OutOfMemoryError as error:
-            return error.wanted
+            return too_large(error.wanted)
         return compiled.memory.peak if compiled.memory else None
 
-    at, found = plan["device_batch"], {}
-    found[at] = row["peak"] if row["label"] == "compiler" else peak(at)
-    try_next = row["largest_batch"] or at
-    while len(found) < MOST_COMPILES:
-        good = [b for b, p in found.items() if p is not None and p <= hbm]
-        bad = [b for b in found if b not in good]
-        low, high = max(good, default=0), min(bad, default=None)
-        if high is not None and high - low <= max(1, low // 32):
-            break
-        batch = max(low + 1, try_next if high is None else min(try_next, high - 1))
-        if batch in found:
-            break
-        found[batch] = peak(batch)
-        known = {b: p for b, p in found.items() if p is not None}
-        if len(known) > 1:
-            (b0, p0), (b1, p1) = sorted(known.items())[-2:]
-            slope = (p1 - p0) / (b1 - b0)
-            try_next = int(b1 + (hbm - p1) / slope) if slope > 0 else 2 * b1
-    good = [b for b, p in found.items() if p is not None and p <= hbm]
+    def too_large(wanted: int | None) -> int | None:
+        """What is wanted is said in rounded units, which may be no more than there is."""
+        return None if wanted is None else max(wanted, limit + 1)
+
+    limit, step = plan["memory"]["hbm"], plan["accumulate"]
+    found: dict[int, int | None] = {}
+    if row["label"] == "compiler":  # the plan's own program
+        found[at] = row["peak"] if plan["memory"]["fits"] else too_large(row["peak"])
+    low, high, error = search_largest(peak, found, limit, at, row["largest_batch"], step)
+    if not found:
+        return {"search_error": error}
+    closed = high is not None and high - low <= step
     return {
         "peak": found[at],
-        "largest_batch": max(good, default=0),
+        "largest_batch": low if closed else None,
+        "bracket": None if closed else [low, high],
         "label": "compiler",
         "compiled_batches": {str(b): p for b, p in sorted(found.items())},
+        "search_error": error,
     }
+
+
+def search_largest(
+    peak: Callable[[int], int | None],
+    found: dict[int, int | None],
+    limit: int,
+    at: int,
+    guess: int | None = None,
+    step: int = 1,
+    most: int = MOST_COMPILES,
+) -> tuple[int, int | None, str | None]:
+    """Largest multiple of `step` whose peak is within `limit`: (one that fits, the least known that does not, the error
+    that ended the search). 0 always fits; the answer is found where the two are `step` apart.
+
+    Args:
+        peak: bytes at a batch; None where it does not fit and nobody says how much it wants.
+        found: peaks that are known; new ones are added until there are `most`.
+        at: the first batch, if none is known.
+        guess: the next, if one is known.
+    """
+    while True:
+        low = max((b for b, p in found.items() if p is not None and p <= limit), default=0)
+        high = min((b for b in found if b > low), default=None)
+        if len(found) >= most or (high is not None and high - low <= step):
+            return low, high, None
+        batch = _next_batch(found, low, high, limit, guess, step) if found else at
+        try:
+            found[batch] = peak(batch)
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            return low, high, f"{batch} examples a device: {error}"
+
+
+def _next_batch(
+    found: Mapping[int, int | None], low: int, high: int | None, limit: int, guess: int | None, step: int
+) -> int:
+    """Where a line through two peaks meets the limit, those of `low` and `high` if both are known; else twice what
+    fits, or the middle."""
+    known = [(b, p) for b, p in sorted(found.items()) if p is not None]
+    near = [(b, p) for b, p in known if b in (low, high)]
+    pair = near if len(near) == 2 else known
+    wanted = guess if len(found) == 1 else None
+    # Two that do not fit may be so near each other that a line through them is that of their rounding.
+    if len(pair) > 1 and (low or 8 * (pair[-1][0] - pair[0][0]) >= pair[-1][0]):
+        (b0, p0), (b1, p1) = pair[0], pair[-1]
+        wanted = min(b0 + (limit - p0) * (b1 - b0) // (p1 - p0), 8 * b1) if p1 > p0 else None
+    if wanted is None:
+        wanted = 2 * low if high is None else (low + high) // 2
+    batch = max(wanted // step * step, low + step)
+    return batch if high is None else min(batch, high - step)

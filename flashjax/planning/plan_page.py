@@ -1,6 +1,7 @@
 """A plan in words for the terminal, and as one page."""
 
-from collections import Counter
+import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 from flashjax.drawing import STYLE, table, text_table
 from flashjax.ops.platform import in_words
 from flashjax.pages import write_page
+from flashjax.planning.chips import Chip
 from flashjax.planning.plan import Plan, grouped
 from flashjax.training.parameters import human_bytes
 
 LABELS = {
     "exact": "arithmetic on shapes and shardings",
+    "at least": "the same, of FLOPs where loops of unknown length are counted once",
     "compiler": "the compiler's own analysis of the program that would run",
     "estimate": "a model: the compiler's cycles, or activations read from the jaxpr",
+    "chip": "what the vendor publishes of the device, or follows from it (docs/plan.md)",
     "floor": "no program of these FLOPs or bytes can be faster on this chip",
 }
 NOT_AVAILABLE = "n/a"
@@ -33,13 +37,13 @@ def _time(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} µs"
 
 
-def _count(value: float | None) -> str:
+def _count(value: float | None, digits: int = 3) -> str:
     """1,234 as 1.23 k, and so on."""
     if value is None:
         return NOT_AVAILABLE
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
+            return f"{value / size:.{digits}g} {unit}"
     return f"{value:.0f}"
 
 
@@ -89,16 +93,41 @@ def memory_rows(plan: Plan) -> list[list[str]]:
     return rows
 
 
+CHIP_HEADS = ["device", "bf16 FLOP/s", "int8 op/s", "memory", "bandwidth", "clock", "links, sent"]
+
+
+def chip_row(kind: str, chip: Mapping[str, float | None] | None) -> list[str]:
+    """The cells of `CHIP_HEADS`: the fields of `flashjax.planning.chips.Chip`, in units of ten."""
+    units = {
+        **{"bf16_flops": "", "int8_ops": "", "hbm_bytes": "B", "hbm_bandwidth": "B/s"},
+        **{"clock": "Hz", "link_bandwidth": "B/s"},
+    }
+    found = [((chip or {}).get(name), unit) for name, unit in units.items()]
+    return [kind, *(NOT_AVAILABLE if value is None else f"{_count(value, 5)}{unit}" for value, unit in found)]
+
+
+def chips_table(chips: Mapping[str, Chip]) -> str:
+    """A row for each device, those of the same figures together; as docs/plan.md has it."""
+    together: dict[Chip, list[str]] = defaultdict(list)
+    for kind, chip in chips.items():
+        together[chip].append(kind)
+    return text_table(
+        CHIP_HEADS, [chip_row(", ".join(kinds), dataclasses.asdict(chip)) for chip, kinds in together.items()]
+    )
+
+
+def _flops_label(plan: Plan) -> str:
+    return "exact" if plan["flops_exact"] else "at least"
+
+
 def time_rows(plan: Plan) -> list[list[str]]:
     """Name, value, label."""
-    time, flops = plan["time"], plan["flops"]
+    time, flops, counted = plan["time"], plan["flops"], _flops_label(plan)
     rows = [
-        ["FLOPs of a step", _count(flops["all"]), "exact"],
-        ["of these computed again (remat)", _count(flops["recomputed"]), "exact"],
-        ["useful: the model's own, each once", _count(flops["useful"]), "exact"],
+        ["FLOPs of a step", _count(flops["all"]), counted],
+        ["of these computed again (remat)", _count(flops["recomputed"]), counted],
+        ["useful: the model's own, each once", _count(flops["useful"]), counted],
     ]
-    if time is None:
-        return rows
     floors = time["floors"]
     rows += [
         ["floor by FLOPs at the chip's peak", _time(floors["flops"]), "floor"],
@@ -110,6 +139,13 @@ def time_rows(plan: Plan) -> list[list[str]]:
     return [
         *rows,
         ["cycles of the schedule", _count(time["cycles"]), "estimate"],
+        ["they, at the chip's clock", _time(time["cycles"] / plan["chip"]["clock"]), "estimate"],
+        [
+            "custom calls, by schedule or bytes",
+            _time((time["taken"] - time["cycles"]) / plan["chip"]["clock"]),
+            "estimate",
+        ],
+        ["collectives without cycles", _time(time["collectives"]), "floor"],
         ["step time", _time(time["step_seconds"]), "estimate"],
         ["examples a second, all devices", f"{time['examples_per_second']:,.0f}", "estimate"],
         ["MFU, of the useful FLOPs", f"{time['mfu']:.1%}", "estimate"],
@@ -124,7 +160,7 @@ MODULE_HEADS = [
 
 def module_rows(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells of `MODULE_HEADS`."""
-    total = (plan["time"] or {}).get("cycles")
+    total = plan["time"].get("taken")
     return [
         [
             row["path"],
@@ -158,7 +194,7 @@ def collective_rows(plan: Plan) -> list[list[str]]:
             _size(row["wire_bytes"]),
             _time(row["floor_seconds"]),
         ]
-        for row in plan["collectives"]
+        for row in plan["collectives"] or []
     ]
 
 
@@ -171,25 +207,37 @@ def frontier_rows(plan: Plan) -> list[list[str]]:
             "no choice" if row["remat"] is None else str(row["remat"]),
             _size(row["kept_bytes_per_device"]),
             _size(row["peak"]),
-            NOT_AVAILABLE if row["largest_batch"] is None else f"{row['largest_batch']:,}",
+            _largest_batch(row),
             f"{_count(row['recomputed_flops'])} ({row['overhead']:+.1%})",
-            row["label"]
-            if row["largest_batch"] is None or row["label"] != "compiler" or "compiled_batches" in row
-            else "compiler; batch: estimate",
+            "compiler; batch: estimate"
+            if row["label"] == "compiler" and row["largest_batch"] is not None and _batch_label(row) == "estimate"
+            else row["label"],
         ]
         for row in plan["frontier"]
     ]
+
+
+def _largest_batch(row: Mapping[str, Any]) -> str:
+    """The number, or between which a search has left it."""
+    if row["largest_batch"] is not None:
+        return f"{row['largest_batch']:,}"
+    low, high = row.get("bracket") or (None, None)
+    return ", ".join(f"{sign} {value:,}" for sign, value in ((">=", low), ("<", high)) if value) or NOT_AVAILABLE
+
+
+def _batch_label(row: Mapping[str, Any]) -> str:
+    return "compiler" if "compiled_batches" in row else "estimate"
 
 
 WORST_HEADS = ["cycles", "of all", "kind", "times", "pass", "module", "source", "shape"]
 
 
 def worst_rows(plan: Plan) -> list[list[str]]:
-    time = plan["time"] or {}
+    time = plan["time"]
     return [
         [
             _count(row["cycles"]),
-            _share(row["cycles"], time["cycles"]),
+            _share(row["cycles"], time["taken"]),
             row["kind"],
             str(row["executions"]),
             row["pass"],
@@ -202,11 +250,14 @@ def worst_rows(plan: Plan) -> list[list[str]]:
 
 
 CUSTOM_HEADS = ["custom call", "module", "times", "bytes", "floor", "scheduled cycles", "taken as", "VMEM"]
+MOST_CUSTOM = 10
+"""Rows of them."""
 
 
 def custom_rows(plan: Plan) -> list[list[str]]:
-    calls = (plan["time"] or {}).get("custom_calls", [])
-    return [
+    """The longest, and how many others there are."""
+    calls = plan["time"].get("custom_calls", [])
+    rows = [
         [
             row["target"],
             row["module"],
@@ -217,8 +268,23 @@ def custom_rows(plan: Plan) -> list[list[str]]:
             _time(row["seconds"]),
             _size(row["chip_memory"]) if row["chip_memory"] else "n/a",
         ]
-        for row in sorted(calls, key=lambda row: -row["bytes"])[:10]
+        for row in calls[:MOST_CUSTOM]
     ]
+    if rest := calls[MOST_CUSTOM:]:
+        count, taken = (sum(row[name] for row in rest) for name in ("count", "seconds"))
+        rows.append(
+            [
+                f"and {len(rest)} more",
+                "",
+                str(count),
+                _size(sum(row["bytes"] for row in rest)),
+                "",
+                "",
+                _time(taken),
+                "",
+            ]
+        )
+    return rows
 
 
 def text(plan: Plan) -> str:
@@ -226,10 +292,12 @@ def text(plan: Plan) -> str:
     parts = [f"{title(plan)}: {verdict(plan)}\n{lead(plan)}"]
     parts.append(text_table(["memory of a device", "bytes", "what it is"], memory_rows(plan)))
     parts.append(text_table(["time of a step", "value", "what it is"], time_rows(plan)))
-    time = plan["time"] or {}
-    if total := time.get("cycles"):
-        kinds = [[kind, _count(n), _share(n, total)] for kind, n in time["by_kind"].items() if n]
-        parts.append(text_table(["cycles by kind (estimate)", "cycles", "of all"], kinds))
+    parts.append(text_table(["device (chip)", *CHIP_HEADS[1:]], [chip_row(plan["device_kind"], plan["chip"])]))
+    time = plan["time"]
+    if total := time.get("taken"):
+        clock = plan["chip"]["clock"]
+        kinds = [[kind, _count(n), _time(n / clock), _share(n, total)] for kind, n in time["by_kind"].items() if n]
+        parts.append(text_table(["cycles by kind (estimate)", "cycles", "time", "of all"], kinds))
     parts.append(text_table(MODULE_HEADS, module_rows(plan, grouped(plan))))
     for heads, rows in (
         (COLLECTIVE_HEADS, collective_rows(plan)),
@@ -239,7 +307,7 @@ def text(plan: Plan) -> str:
     ):
         if rows:
             parts.append(text_table(heads, rows))
-    if not plan["collectives"] and plan["time"] is not None:
+    if plan["collectives"] == []:
         parts.append("no collectives")
     notes = [*plan["notes"], *_warnings(plan)]
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
@@ -249,16 +317,19 @@ def _warnings(plan: Plan) -> list[str]:
     """What a reader should not overlook."""
     found = []
     wasted = sum(row["wasted_bytes"] for row in plan["modules"])
+    for row in plan["frontier"]:
+        if row.get("search_error"):
+            found.append(f"The search with remat {row['remat']} ended with an error at {row['search_error']}")
     hbm = plan["memory"]["hbm"]
     if hbm and wasted > 0.1 * hbm:
         found.append(f"Replication takes {_size(wasted)} of each device: --mesh.fsdp splits the state.")
-    if without := (plan["time"] or {}).get("without_estimate"):
+    if without := plan["time"].get("without_estimate"):
         words = ", ".join(f"{count} {name}" for name, count in list(without.items())[:4])
         found.append(f"Not in the cycles, since the compiler makes no estimate for them: {words}.")
-    if calls := (plan["time"] or {}).get("custom_calls"):
+    if calls := plan["time"].get("custom_calls"):
         found.append(
-            "Custom calls are not among the cycles. The step time has, for each, its bytes by the bandwidth or the "
-            "compiler's schedule of its kernel, whichever is longer."
+            "Custom calls are not among the cycles of the schedule. Elsewhere each has as cycles its bytes by the "
+            "bandwidth or the compiler's schedule of its kernel, whichever is longer."
         )
         if unknown := sum(row["count"] for row in calls if row["scheduled_cycles"] is None):
             found.append(f"Of {unknown} custom calls the schedule is not known: the floor stands for them.")
@@ -272,8 +343,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
     """The main figures of several plans."""
     rows = []
     for plan in plans:
-        memory, time = plan["memory"], plan["time"] or {}
-        floors = time.get("floors", {})
+        memory, time = plan["memory"], plan["time"]
         fits = {True: "yes", False: "no", None: NOT_AVAILABLE}[memory["fits"]]
         rows.append(
             [
@@ -284,7 +354,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
                 _time(time.get("step_seconds")),
                 f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE,
                 f"{time['examples_per_second']:,.0f}" if time.get("examples_per_second") else NOT_AVAILABLE,
-                *(_time(floors.get(name)) for name in ("flops", "bytes", "collectives")),
+                *(_time(time["floors"][name]) for name in ("flops", "bytes", "collectives")),
             ]
         )
     return text_table(SIDE_HEADS, rows)
@@ -292,7 +362,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
 
 def write(path: str | Path, plan: Plan) -> Path:
     """Writes the page, replacing an older one whole, and returns where it is."""
-    time = plan["time"] or {}
+    time = plan["time"]
     parts = [
         f"<h1>{escape(title(plan))}</h1>",
         f'<p class="lead">{escape(lead(plan))}</p>',
@@ -302,24 +372,29 @@ def write(path: str | Path, plan: Plan) -> Path:
         f"<figure><h2>Time of a step</h2>{_time_bar(plan)}{_labelled(time_rows(plan))}</figure>",
         "</section>",
     ]
-    if time.get("cycles"):
+    parts += [
+        f"<h2>The device {_tag('chip')}</h2>",
+        table(CHIP_HEADS, [chip_row(plan["device_kind"], plan["chip"])], (0,), "plan"),
+    ]
+    if time.get("taken"):
         parts += [
             "<h2>Where the cycles go</h2>",
             '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, '
-            f"kernels by their schedule. {_tag('estimate')}</p>",
+            f"custom calls by their schedule or bytes. {_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
             table(WORST_HEADS, worst_rows(plan), (2, 4, 5, 6, 7), "plan"),
         ]
     if rows := custom_rows(plan):
         parts += [
-            f"<h2>Custom calls, not among the cycles {_tag('floor')} {_tag('estimate')}</h2>",
+            f"<h2>Custom calls {_tag('floor')} {_tag('estimate')}</h2>",
             table(CUSTOM_HEADS, rows, (0, 1), "plan"),
         ]
     parts += [
         "<h2>Modules</h2>",
-        f'<p class="note">Parameters, sharding, state and FLOPs are {_tag("exact")}; wasted is what a device holds '
-        f"beyond an even share; what the backward pass keeps of the forward pass, and cycles, are {_tag('estimate')}. "
+        f'<p class="note">Parameters, sharding and state are {_tag("exact")}, FLOPs {_tag(_flops_label(plan))}; wasted '
+        "is what a device holds beyond an even share; what the backward pass keeps of the forward pass, and cycles, "
+        f"are {_tag('estimate')}. "
         "FLOPs are of all devices together.</p>",
         table(MODULE_HEADS, module_rows(plan, grouped(plan)), (0, 2), "plan"),
         "<details><summary>every module</summary>",
@@ -328,7 +403,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         f"<h2>Collectives {_tag('compiler')}</h2>",
         table(COLLECTIVE_HEADS, collective_rows(plan), (0, 1, 2), "plan")
         if plan["collectives"]
-        else f'<p class="note">{"none" if plan["time"] is not None else "not known"}</p>',
+        else f'<p class="note">{"not known" if plan["collectives"] is None else "none"}</p>',
         "<h2>Memory against recomputation</h2>",
         table(FRONTIER_HEADS, frontier_rows(plan), (0, 5), "plan"),
         "<h2>How far to trust it</h2>",
@@ -344,8 +419,8 @@ def _tag(label: str) -> str:
 
 
 def _cards(plan: Plan) -> str:
-    memory, time = plan["memory"], plan["time"] or {}
-    largest = plan["frontier"][0]["largest_batch"] if plan["frontier"] else None
+    memory, time = plan["memory"], plan["time"]
+    own = plan["frontier"][0]
     fits = {True: "fits", False: "does not fit", None: "size not known"}[memory["fits"]]
     mood = {True: "good", False: "bad", None: ""}[memory["fits"]]
     mfu = f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE
@@ -353,8 +428,8 @@ def _cards(plan: Plan) -> str:
         (fits, f"{_size(memory['peak'])} of {_size(memory['hbm'])}", "compiler", mood),
         (_time(time.get("step_seconds")), "predicted step time", "estimate", ""),
         (mfu, "of the chip's peak (MFU)", "estimate", ""),
-        (_time((time.get("floors") or {}).get("flops")), "floor by FLOPs", "floor", ""),
-        (NOT_AVAILABLE if largest is None else f"{largest:,}", "largest batch of a device", "estimate", ""),
+        (_time(time["floors"]["flops"]), "floor by FLOPs", "floor", ""),
+        (_largest_batch(own), "largest batch of a device", _batch_label(own), ""),
     ]
     return (
         '<section class="cards">'
@@ -418,14 +493,11 @@ KIND_COLORS = {
 
 def _time_bar(plan: Plan) -> str:
     time = plan["time"]
-    if not time or not time.get("cycles"):
-        return '<p class="note">The compiler of this machine makes no estimate of time.</p>'
+    if not time.get("taken"):
+        return '<p class="note">There are no cycles: no estimate of time.</p>'
     clock = plan["chip"]["clock"]
     parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
-    parts += [
-        ("collectives (floor)", time["floors"]["collectives"] or 0.0, "c6"),
-        ("custom calls", sum(call["seconds"] for call in time["custom_calls"]), "c5"),
-    ]
+    parts.append(("collectives without cycles (floor)", time["collectives"], "c6"))
     return _bar(parts, time["step_seconds"], _time, time["floors"]["flops"])
 
 
@@ -463,7 +535,7 @@ _STYLE = """
 .card.good b { color: var(--c3); } .card.bad b { color: var(--c6); }
 .tag { font-size: 11px; font-weight: 500; border: 1px solid currentColor; border-radius: 8px; padding: 0 7px;
   color: var(--muted); white-space: nowrap; vertical-align: 2px; }
-.tag.exact { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
+.tag.exact, .tag.at { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
 .tag.floor { color: var(--c4); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
 .bar { position: relative; display: flex; height: 24px; background: var(--line); border-radius: 5px; overflow: hidden;

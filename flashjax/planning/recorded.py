@@ -52,7 +52,7 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
     config = cli.parse(launcher.PRESETS, pod.launcher, None, with_data=first, args=pod.arguments)
     plan, _, program = plans.plan_and_program(launcher.build, config, topologies.open_topology(pod.topology))
     rows = parameter_rows(program.abstract_state, program.shardings)
-    time = plan["time"] or {}
+    time, collectives = plan["time"], plan["collectives"] or []
     return {
         "fits": plan["memory"]["fits"],
         "peak": plan["memory"]["peak"],
@@ -61,8 +61,8 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
         "step_seconds": time.get("step_seconds"),
         "mfu": time.get("mfu"),
         "collectives": {
-            kind: sum(row["count"] for row in plan["collectives"] if row["kind"] == kind)
-            for kind in sorted({row["kind"] for row in plan["collectives"]})
+            kind: sum(row["count"] for row in collectives if row["kind"] == kind)
+            for kind in sorted({row["kind"] for row in collectives})
         },
         "whole": [row.path for row in rows if row.bytes == row.bytes_per_device > LARGE_BYTES],
         "compile_seconds": plan["compile_seconds"],
@@ -81,8 +81,11 @@ def complaints(pod: Pod, found: Record, held: Record | None) -> list[str]:
         return [*lines, "nothing is on record for it"]
     for figure in ("cycles", "peak", "step_seconds"):  # the last has kernels too, which are not among the cycles
         now, then = found[figure], held[figure]
-        if now is not None and then and abs(now / then - 1) > TOLERANCE:
+        if then and now is None:
+            lines.append(f"{figure}: none now, {then:,} on record")
+        elif then and abs(now / then - 1) > TOLERANCE:
             by = {kind: count - held["by_kind"].get(kind, 0) for kind, count in (found["by_kind"] or {}).items()}
+            by.pop("custom call", None)  # which is not among the cycles
             most = f"; most of it in {max(by, key=lambda kind: abs(by[kind]))}" if figure == "cycles" else ""
             lines.append(f"{figure}: {now:,} now, {then:,} on record ({now / then - 1:+.1%}){most}")
     return lines
@@ -110,7 +113,7 @@ def main() -> None:
         found = in_own_process(words[0], name)
         for line in complaints(pods[name], found, held.get(name)):
             print(f"{name}: {line}")
-        if "error" not in found:
+        if found.get("cycles"):  # one that does not fit has none, as the complaints say, and is not what to hold to
             held[name] = found
             file.write_text(json.dumps({name: held[name] for name in pods if name in held}, indent=1) + "\n")
             print(

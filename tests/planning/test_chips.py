@@ -1,9 +1,14 @@
 """The table of chips: what is known, per JAX device, and what is not."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
 from flashjax.planning.chips import CHIPS, chip, peak_flops
+from flashjax.planning.plan_page import chip_row, chips_table
+
+DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,12 @@ def test_an_unknown_kind_is_none_and_not_a_guess():
     assert peak_flops(jax.devices("cpu")[0].device_kind) is None
     assert chip("NVIDIA H100") is None
     assert peak_flops("TPU v99") is None
+
+
+def test_the_table_in_the_docs_is_this_one():
+    made = chips_table(CHIPS)
+    assert made in DOCS.read_text(), f"docs/plan.md should have\n{made}"
+    assert all(kind in made for kind in CHIPS) and set(chip_row("cpu", None)[1:]) == {"n/a"}
 
 
 def test_figures_are_in_the_units_that_they_claim():

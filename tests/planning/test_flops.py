@@ -7,7 +7,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flashjax.planning.flops import count_flops, flops_by_primitive
+from flashjax.ops.attention import dot_product_attention
+from flashjax.planning.flops import count_flops, flops_by_primitive, is_exact
 
 
 def spec(*shape):
@@ -105,6 +106,57 @@ def test_branches_and_loops():
     assert count_flops(lambda x: jax.lax.fori_loop(0, 6, lambda _, c: square(c), x), spec(4, 4)) == 6 * PRODUCT
 
 
+def attend(implementation, **seen):
+    return lambda x: dot_product_attention(x, x, x, implementation=implementation, **seen)
+
+
+def test_blocks_of_attention_are_counted_as_often_as_they_are_computed():
+    tokens, heads, width = 4096, 2, 64
+    x = spec(1, tokens, heads, width)
+    whole = 2 * 2 * heads * tokens**2 * width
+    assert count_flops(attend("xla"), x) == whole
+    assert count_flops(attend("blocked"), x) == pytest.approx(whole, rel=0.01)  # sums of weights are a row beside them
+    causal = count_flops(attend("blocked", causal=True), x)
+    assert 0.5 * whole < causal < 0.54 * whole  # half, and what is hidden of blocks on the diagonal
+    near = count_flops(attend("blocked", causal=True, window=700), x)
+    assert near == pytest.approx(whole * (700 + 512) / tokens, rel=0.1)
+
+    def gradient(implementation, **seen):
+        return count_flops(jax.grad(lambda x: attend(implementation, **seen)(x).sum()), x)
+
+    # Three times the forward pass, and logits that are made again.
+    assert gradient("blocked") == pytest.approx(3.5 * whole, rel=0.01)
+    assert gradient("blocked", causal=True) == pytest.approx(3.5 * causal, rel=0.01)
+
+
+def test_bounds_of_loops_are_known_in_layers_that_are_computed_again():
+    @jax.checkpoint
+    def layer(x, w):
+        return attend("blocked", causal=True)(x @ w), None
+
+    arguments = spec(2, 4096, 2, 16), spec(3, 16, 16)
+    closed = jax.make_jaxpr(jax.grad(lambda x, w: jax.lax.scan(layer, x, w)[0].sum()))(*arguments)
+    assert is_exact(closed)
+    forward = count_flops(lambda x, w: jax.lax.scan(layer, x, w)[0], *arguments)
+    again = count_flops(jax.grad(lambda x, w: jax.lax.scan(layer, x, w)[0].sum()), *arguments)
+    assert again == pytest.approx(4.5 * forward, rel=0.02)
+
+
+def test_a_loop_whose_bounds_are_an_argument_makes_a_count_a_lower_bound():
+    def loop(x, n):
+        return jax.lax.fori_loop(0, n, lambda _, c: square(c), x)
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, i: (loop(c, 2 * i + 1), None), x, jnp.arange(4))[0]
+
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    assert count_flops(loop, spec(4, 4), count) == PRODUCT and not is_exact(jax.make_jaxpr(loop)(spec(4, 4), count))
+    assert count_flops(scanned, spec(4, 4)) == (1 + 3 + 5 + 7) * PRODUCT
+    assert is_exact(jax.make_jaxpr(scanned)(spec(4, 4)))
+    # What holds no product needs no length.
+    assert is_exact(jax.make_jaxpr(lambda x, n: jax.lax.fori_loop(0, n, lambda _, c: c + 1, x))(spec(4, 4), count))
+
+
 def test_functions_within_functions():
     custom = jax.custom_vjp(square)
     custom.defvjp(lambda x: (square(x), x), lambda x, g: (square(square(g)),))
@@ -134,6 +186,18 @@ def test_a_kernel_counts_its_grid():
     assert count_flops(call, spec(12, 4)) == 3 * PRODUCT
 
 
+def swin_by_hand(config, size):
+    """Multiply-adds of one image; V2's MLP of position biases left out."""
+    width, side = config.embed_dim, size // config.patch_size
+    total = side**2 * 3 * config.patch_size**2 * width
+    for stage, depth in enumerate(config.depths):
+        if stage:  # four neighbours become one token of twice the width
+            side, width = side // 2, 2 * width
+            total += side**2 * 2 * width * width
+        total += depth * side**2 * width * (12 * width + 2 * min(config.window_size, side) ** 2)
+    return total + width * config.num_classes
+
+
 @pytest.mark.parametrize(
     ("name", "size", "macs"),
     [
@@ -148,3 +212,4 @@ def test_swin_is_as_its_table(name, size, macs):
     variables = jax.eval_shape(model.init, jax.random.key(0), spec(1, size, size, 3))
     counted = count_flops(model.apply, variables, spec(1, size, size, 3)) / 2
     assert counted == pytest.approx(macs, rel=0.01)
+    assert counted == pytest.approx(swin_by_hand(model.config, size), rel=0.01)

@@ -107,6 +107,24 @@ def test_estimates_are_summed_along_the_schedule():
     by_kind = cycles.by(costs.values(), lambda c: c.kind)
     assert sum(by_kind.values()) == 1200 + 40 + 9  # the copy beside the others is not among them
     assert cycles.worst(costs.values(), 2) == [costs["y"], costs["moved"]]
+    assert costs["sum"].collectives == ("sum",) and costs["y"].collectives == ()
+
+
+def test_a_kernel_takes_its_schedule_or_its_bytes():
+    size = 2 * 64 * 64
+    target = 'custom_call_target="tpu_custom_call"'
+    module = hlo.parse(TPU.replace(target, target + ', kernel_metadata={"turns":"2"}'))
+
+    def kernel(bundles):
+        costs = cycles.costs(module, bundles={"kernel": bundles} if bundles else {}, bytes_a_cycle=size / 1000)
+        (dearest,) = cycles.worst(costs, 1)
+        assert cycles.by(costs, lambda c: c.kind)["custom call"] == dearest.taken
+        assert all(c.taken == c.total for c in costs if c.name != "kernel")
+        return dearest.name, dearest.scheduled, dearest.taken
+
+    assert kernel(3000) == ("kernel", 6000, 6000)
+    assert kernel(900) == ("kernel", 1800, 2000)
+    assert kernel(None) == ("kernel", None, 2000)
 
 
 def test_traffic_leaves_out_what_stays_on_the_chip():

@@ -51,6 +51,14 @@ HELD = {
             {"cycles": 2300, "by_kind": {"matmul": 1500, "copy": 800}},
             ["cycles: 2,300 now, 2,000 on record (+15.0%); most of it in copy"],
         ),
+        (
+            {"cycles": 2300, "by_kind": {"matmul": 1500, "copy": 800, "custom call": 9000}},
+            ["cycles: 2,300 now, 2,000 on record (+15.0%); most of it in copy"],
+        ),
+        (
+            {"cycles": None, "step_seconds": None, "by_kind": None},
+            ["cycles: none now, 2,000 on record", "step_seconds: none now, 0.5 on record"],
+        ),
         ({"peak": 800}, ["peak: 800 now, 1,000 on record (-20.0%)"]),
         ({"step_seconds": 0.6}, ["step_seconds: 0.6 now, 0.5 on record (+20.0%)"]),
         ({"fits": False}, ["it does not fit: 1000 bytes are wanted of a device"]),
