@@ -79,7 +79,7 @@ def walk(config: AdamwStudy) -> list[str]:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="full")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     workdir = Path(config.workdir or f"runs/adamw_study-{config.preset}")
     log, wanted = workdir / "cells.jsonl", cells(config)
     with cli.friendly_errors():

@@ -51,7 +51,7 @@ def look_at(config: InitializationStudy, workdir: Path) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="full")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     workdir = Path(config.workdir or f"runs/initialization_study-{config.preset}")
     with cli.friendly_errors():
         if config.look_at is not None:

@@ -93,7 +93,7 @@ def draw(workdir: Path) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="wiki40b")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     where = config.workdir or f"runs/linear_attention_lm-{config.preset}"
     with cli.friendly_errors():
         if config.dry_run or config.mode not in ("compare", "redraw"):

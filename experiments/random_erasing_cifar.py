@@ -80,7 +80,7 @@ def run_study(config: RandomErasingCifar, watchdog: Watchdog) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="paper")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config) as watchdog:
         config = with_dataset(config)
         predict = lambda: images.predict(build(config).config, objective, PROGRAM)  # noqa: E731

@@ -39,7 +39,7 @@ def draw(workdir: Path, config: ScalingStudy) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="demo")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     workdir = Path(config.workdir or f"runs/scaling_study-{config.preset}")
     with cli.friendly_errors():
         if config.mode == "sweep":

@@ -7,7 +7,7 @@ A launcher names a module and its presets, and says what is its own:
         model: TransformerConfig = ...
 
     def main():
-        language.main(PRESETS, "experiments.mine", __doc__, Transformer, with_data="paper")
+        language.main(PRESETS, "experiments.mine", __doc__, Transformer)
 """
 
 import dataclasses
@@ -335,15 +335,14 @@ def main(
     program: str,
     doc: str | None,
     module: type[nn.Module],
-    with_data: str,
     rules: Rules = RULES,
     further: Mapping[str, str] | None = None,
 ) -> None:
-    """The command line of a launcher; ``with_data`` and ``presets`` as `cli.parse` takes them.
+    """The command line of a launcher; ``presets`` as `cli.parse` takes them.
 
     ``further`` lines end the summary of a run, such as the command of the paper's.
     """
-    config = cli.parse(presets, program, doc, with_data)
+    config = cli.parse(presets, program, doc)
     with cli.friendly_errors(), training.session(config) as watchdog:
         run(config, module, program, watchdog, rules, further)
 
