@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import json
 import logging
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from flashjax.words import nearest
 
 Config = TypeVar("Config")
 
@@ -44,8 +45,7 @@ def parse(
     with_data = next((name for name, preset in presets.items() if _reads_directory(preset)), first)
     name = _value(args, "preset") or (with_data if named else first)
     if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=3, cutoff=0.3) or list(presets)
-        _fail(f"unknown preset '{name}'; nearest: {', '.join(near)}. All: {', '.join(presets)}")
+        _fail(f"unknown preset '{name}'; nearest: {nearest(name, presets)}. All: {', '.join(presets)}")
     default = presets[name]
     if _value(args, "plan") is not None and not hasattr(_run(default), "plan"):
         _fail(
