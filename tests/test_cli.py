@@ -1,5 +1,6 @@
 """The command line: presets, flags by field, typos answered, errors as sentences."""
 
+import dataclasses
 import importlib
 import json
 
@@ -8,6 +9,7 @@ import pytest
 from configs import performer_lm
 from configs.swin_imagenet import PRESETS
 from flashjax import cli
+from flashjax.training import rundir
 
 PROGRAM = "experiments.swin_imagenet"
 
@@ -153,3 +155,10 @@ def test_a_study_has_one_directory_of_data(capsys):
     with pytest.raises(SystemExit, match="2"):
         study("--data_dir", "/text", "--run.data_dir", "/other")
     assert "one data_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["swin_imagenet", "performer_lm", "adamw_study", "scaling_study"])
+def test_a_launcher_has_a_directory_by_its_name_and_preset(launcher):
+    config = next(iter(importlib.import_module(f"configs.{launcher}").PRESETS.values()))
+    assert rundir.workdir(config, f"experiments.{launcher}") == f"runs/{launcher}-{config.preset}"
+    assert rundir.workdir(dataclasses.replace(config, workdir="here"), f"experiments.{launcher}") == "here"

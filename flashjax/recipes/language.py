@@ -27,7 +27,7 @@ from flashjax.models.decode import Sampling, generate
 from flashjax.models.stack import stack, unstack
 from flashjax.objectives.language import LanguageModelling, Masking
 from flashjax.training import CheckpointConfig, Experiment, Result, RunConfig
-from flashjax.training.rundir import finished_run
+from flashjax.training.rundir import finished_run, workdir
 from flashjax.training.sharding import Rule, Rules, fsdp, tensor_parallel
 from flashjax.training.watchdog import Watchdog
 
@@ -180,10 +180,6 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
         resume_command=cli.command(program),
         facts={"dataset": info.name, "train_tokens": info.train_tokens, "eval_tokens": info.eval_tokens},
     )
-
-
-def workdir(config: Any, program: str) -> str:
-    return config.workdir or f"runs/{program.split('.')[-1]}-{config.preset}"
 
 
 def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:
