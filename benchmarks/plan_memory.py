@@ -46,7 +46,7 @@ def measure(flags: list[str]) -> dict[str, Any]:
     from flashjax.training.program import Program
 
     topology.prepare([f"cpu:{DEVICES}"])
-    config = cli.parse(PRESETS, "experiments.swin_imagenet", None, with_data="tiny_1k", args=flags)
+    config = cli.parse(PRESETS, "experiments.swin_imagenet", None, args=flags)
     experiment = plan.build(swin_imagenet.build, config)
     machine = topology.open_topology(f"cpu:{DEVICES}")
     program = Program(experiment, machine.devices)

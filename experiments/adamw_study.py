@@ -18,6 +18,7 @@ from flashjax.planning.cells import Line
 from flashjax.recipes import optimizer_grid, optimizer_page, optimizer_walk, study
 from flashjax.recipes.mapped import MappedTraining, digit_trainings
 from flashjax.recipes.study import Cell
+from flashjax.training import rundir
 
 PROGRAM = "experiments.adamw_study"
 OWN = ("preset", "mode", "workdir", "processes", "walk", "algorithms", "learning_rates", "decays", "seeds")
@@ -79,8 +80,8 @@ def walk(config: AdamwStudy) -> list[str]:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="full")
-    workdir = Path(config.workdir or f"runs/adamw_study-{config.preset}")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
+    workdir = Path(rundir.workdir(config, PROGRAM))
     log, wanted = workdir / "cells.jsonl", cells(config)
     with cli.friendly_errors():
         if config.mode in ("study", "measure"):

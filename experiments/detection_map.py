@@ -73,7 +73,7 @@ def numbers(result: detection.Result, errors: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="example")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors():
         if config.ground_truth is None and config.detections is None:
             walk_through(config)

@@ -22,7 +22,7 @@ def build(config: FlashRun) -> Experiment:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="base_512")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config) as watchdog:
         language.run(config, module(config), PROGRAM, watchdog, further={"the paper's run": PAPER})
 

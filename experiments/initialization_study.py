@@ -14,6 +14,7 @@ from flashjax import cli
 from flashjax.planning.cells import Line
 from flashjax.recipes import initialization, initialization_page, named_look, study
 from flashjax.recipes.initialization import Part
+from flashjax.training import rundir
 
 PROGRAM = "experiments.initialization_study"
 
@@ -51,8 +52,8 @@ def look_at(config: InitializationStudy, workdir: Path) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="full")
-    workdir = Path(config.workdir or f"runs/initialization_study-{config.preset}")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
+    workdir = Path(rundir.workdir(config, PROGRAM))
     with cli.friendly_errors():
         if config.look_at is not None:
             return look_at(config, workdir)

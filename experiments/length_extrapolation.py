@@ -16,7 +16,7 @@ from flashjax.data.text import read_documents
 from flashjax.evaluation import length, length_methods, length_report
 from flashjax.models.transformer import Transformer
 from flashjax.recipes import extrapolation, language
-from flashjax.training import Experiment
+from flashjax.training import Experiment, rundir
 from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.length_extrapolation"
@@ -27,14 +27,11 @@ def build(config: TrainedRun) -> Experiment:
     return language.experiment(config, Transformer, PROGRAM)
 
 
-def workdir(config: LengthExtrapolation) -> str:
-    return config.workdir or f"runs/length_extrapolation-{config.preset}"
-
-
 def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     """Models -> probes -> lines -> table, files, page."""
     names = dict.fromkeys(length_methods.parse(name)[0] for name in config.methods)
-    models = {name: extrapolation.load(config, name, workdir(config), build, watchdog) for name in names}
+    where = Path(rundir.workdir(config, PROGRAM))
+    models = {name: extrapolation.load(config, name, str(where), build, watchdog) for name in names}
     first = next(iter(models.values())).config
     L = extrapolation.trained_length(config, first.model)
     tokenizer = data.open_tokenizer(first.data.tokenizer, first.data.mask_token)
@@ -52,7 +49,6 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     facts = {"trained_length": L, "checkpoint": config.checkpoint, "config": dataclasses.asdict(config)}
     if config.longbench:
         facts["longbench"] = extrapolation.answers(config, tested, tokenizer, L)
-    where = Path(workdir(config))
     files = length_report.write_files(where, lines, facts)
     chance = 1 / len(set(config.probes.alphabet))
     cautions = length_report.cautions(lines, chance)
@@ -63,7 +59,7 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="demo")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config.run) as watchdog:
         if config.run.dry_run:
             return training.dry_run(build(config.run))

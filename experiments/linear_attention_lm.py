@@ -17,7 +17,7 @@ from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.planning import comparison, comparison_page
 from flashjax.planning.comparison import Contestant
 from flashjax.recipes import language, study
-from flashjax.training import Experiment
+from flashjax.training import Experiment, rundir
 
 PROGRAM = "experiments.linear_attention_lm"
 OWN = ("preset", "mode", "workdir", "mixers", "encoders", "seeds", "seed", "options", "step", "dry_run", "distributed")
@@ -93,8 +93,8 @@ def draw(workdir: Path) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="wiki40b")
-    where = config.workdir or f"runs/linear_attention_lm-{config.preset}"
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
+    where = rundir.workdir(config, PROGRAM)
     with cli.friendly_errors():
         if config.dry_run or config.mode not in ("compare", "redraw"):
             config = dataclasses.replace(config, workdir=config.workdir or f"{where}-{config.model.mixer}")

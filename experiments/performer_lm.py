@@ -15,7 +15,7 @@ from flashjax.evaluation import approximation
 from flashjax.models.transformer import Transformer
 from flashjax.recipes import conversion_page, language
 from flashjax.recipes.conversion import SOFTMAX, converted, tune
-from flashjax.training import Experiment
+from flashjax.training import Experiment, rundir
 from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.performer_lm"
@@ -32,7 +32,7 @@ def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
     Raises:
         ValueError: if the checkpoint's mixer is another one.
     """
-    run = dataclasses.replace(config.run, workdir=f"{workdir(config)}/{SOFTMAX}")
+    run = dataclasses.replace(config.run, workdir=f"{rundir.workdir(config, PROGRAM)}/{SOFTMAX}")
     if config.checkpoint is None:
         print(f"\ntraining the softmax model, {run.data.length} tokens a row")
         training.fit(build(run), watchdog)
@@ -46,14 +46,14 @@ def softmax_model(config: PerformerLm, watchdog: Watchdog) -> language.Language:
 
 def study(config: PerformerLm, watchdog: Watchdog) -> None:
     """Errors -> softmax model -> conversions -> table, file, page."""
-    where = Path(workdir(config))
+    where = Path(rundir.workdir(config, PROGRAM))
     print("the error of random features, by their number", flush=True)
     errors = approximation.errors(config.errors, config.run.seed)
     base = softmax_model(config, watchdog)
     found = {}
     for options in (SOFTMAX, *config.conversions):
         print(f"\ntuning {options}")
-        found[options] = tune(converted(config, base, options, workdir(config), build), watchdog)
+        found[options] = tune(converted(config, base, options, str(where), build), watchdog)
     results = {"errors": errors, "conversions": found, "config": dataclasses.asdict(config)}
     (where / "results.json").write_text(json.dumps(results, indent=1, default=str))
     sizes = config.errors
@@ -66,12 +66,8 @@ def study(config: PerformerLm, watchdog: Watchdog) -> None:
     print(f"\n  {where / 'results.json'}\n  {conversion_page.write(where, errors, found, notes)}")
 
 
-def workdir(config: PerformerLm) -> str:
-    return config.workdir or f"runs/performer_lm-{config.preset}"
-
-
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="pg19")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config.run) as watchdog:
         if config.run.dry_run:
             return training.dry_run(build(config.run))

@@ -18,7 +18,7 @@ from flashjax import cli, training
 from flashjax.models.resnet import ResNet
 from flashjax.objectives.classification import Classification
 from flashjax.recipes import erasing_study, images, study
-from flashjax.training import Experiment
+from flashjax.training import Experiment, rundir
 from flashjax.training.watchdog import Watchdog
 
 PROGRAM = "experiments.random_erasing_cifar"
@@ -39,7 +39,7 @@ def objective(config: ErasingRun, num_classes: int) -> Classification:
 def cell_run(config: RandomErasingCifar, cell: study.Cell) -> ErasingRun:
     """The run of one cell; its directory lies below the study's."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ErasingRun) if f.name != "model"}
-    where = f"{images.workdir(config, PROGRAM)}/runs/{cell['model']}-{cell['sweep']}-{cell['value']:g}-{cell['seed']}"
+    where = f"{rundir.workdir(config, PROGRAM)}/runs/{cell['model']}-{cell['sweep']}-{cell['value']:g}-{cell['seed']}"
     return ErasingRun(
         **shared
         | {
@@ -55,7 +55,7 @@ def build(config: RandomErasingCifar) -> Experiment:
     """One run, with erasing, in the directory of the study: the first of the models, the seed of ``--seed``."""
     config = with_dataset(config)
     cell = {**erasing_study.cells(config)[-1], "model": config.models[0], "seed": config.seed}
-    run = dataclasses.replace(cell_run(config, cell), workdir=images.workdir(config, PROGRAM))
+    run = dataclasses.replace(cell_run(config, cell), workdir=rundir.workdir(config, PROGRAM))
     return images.experiment(run, objective, PROGRAM)
 
 
@@ -68,7 +68,7 @@ def measure(config: RandomErasingCifar, cell: study.Cell, watchdog: Watchdog) ->
 
 def run_study(config: RandomErasingCifar, watchdog: Watchdog) -> None:
     """Cells -> log -> table, csv, page."""
-    where, cells = Path(images.workdir(config, PROGRAM)), erasing_study.cells(config)
+    where, cells = Path(rundir.workdir(config, PROGRAM)), erasing_study.cells(config)
     log = where / "cells.jsonl"
     if config.redraw:
         lines = study.read(log, cells)
@@ -80,7 +80,7 @@ def run_study(config: RandomErasingCifar, watchdog: Watchdog) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="paper")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config) as watchdog:
         config = with_dataset(config)
         predict = lambda: images.predict(build(config).config, objective, PROGRAM)  # noqa: E731

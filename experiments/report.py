@@ -31,7 +31,7 @@ def report(config: Report) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="report")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors():
         report(config)
 

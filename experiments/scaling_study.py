@@ -10,6 +10,7 @@ from pathlib import Path
 from configs.scaling_study import PRESETS, ScalingStudy
 from flashjax import cli
 from flashjax.planning import figures, scaling
+from flashjax.training import rundir
 
 PROGRAM = "experiments.scaling_study"
 
@@ -39,8 +40,8 @@ def draw(workdir: Path, config: ScalingStudy) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="demo")
-    workdir = Path(config.workdir or f"runs/scaling_study-{config.preset}")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
+    workdir = Path(rundir.workdir(config, PROGRAM))
     with cli.friendly_errors():
         if config.mode == "sweep":
             scaling.sweep(cells(config), workdir / "cells.jsonl", config.steps, config.rounds, config.virtual)

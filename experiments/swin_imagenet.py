@@ -65,7 +65,7 @@ def predict(config: SwinImagenet) -> None:
 
 
 def main() -> None:
-    config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="tiny_1k")
+    config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config) as watchdog:
         train = lambda: images.train(build(config), watchdog, {"the paper's run": PAPER})  # noqa: E731
         images.run(config, build, train, lambda: predict(config))

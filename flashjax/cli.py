@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import difflib
+import importlib
 import json
 import logging
 import os
@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from flashjax.words import nearest
+
 Config = TypeVar("Config")
 
 
@@ -22,14 +24,14 @@ def parse(
     presets: Mapping[str, Config],
     program: str,
     description: str | None,
-    with_data: str,
     args: Sequence[str] | None = None,
 ) -> Config:
     """The preset named by ``--preset`` with the values that further flags give.
 
-    Without ``--preset`` it is the first one, which needs no data; or ``with_data`` where ``--data_dir`` or the
-    environment's TFDS_DATA_DIR names some: naming data means the paper's run. In the modes that look at a finished
-    run, the flags that made it (config.json in the workdir) come first.
+    Without ``--preset`` it is the first one, which needs no data; or, where ``--data_dir`` or the environment's
+    TFDS_DATA_DIR names some, the first one that reads a directory: naming data means the paper's run. The environment's
+    is for data that lie in a directory alone. In the modes that look at a finished run, the flags that made it
+    (config.json in the workdir) come first.
 
     Every field of the preset's dataclass tree is a flag, ``--data.batch_size 64``; ``--help`` shows the preset's own
     values as defaults. An unknown flag, preset or value prints the nearest names and exits with status 2. With
@@ -38,14 +40,18 @@ def parse(
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's notes on its own options
     args = list(sys.argv[1:] if args is None else args)
     args = _recorded(args) + args
-    data_dir = _value(args, "data_dir") or os.environ.get("TFDS_DATA_DIR")
-    name = _value(args, "preset") or (with_data if data_dir else next(iter(presets)))
+    named = _value(args, "data_dir") or os.environ.get("TFDS_DATA_DIR")
+    first = next(iter(presets))
+    with_data = next((name for name, preset in presets.items() if _reads_directory(preset)), first)
+    name = _value(args, "preset") or (with_data if named else first)
     if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=3, cutoff=0.3) or list(presets)
-        _fail(f"unknown preset '{name}'; nearest: {', '.join(near)}. All: {', '.join(presets)}")
+        _fail(f"unknown preset '{name}'; nearest: {nearest(name, presets)}. All: {', '.join(presets)}")
     default = presets[name]
-    if name != next(iter(presets)) and hasattr(default, "data_dir"):
-        default = dataclasses.replace(default, data_dir=data_dir)  # type: ignore[type-var]
+    if _value(args, "plan") is not None and not hasattr(_run(default), "plan"):
+        _fail(
+            f"{program} has no single train step to plan: plan one that it is about by its own launcher, as in "
+            f"python -m experiments.swin_imagenet --plan {_value(args, 'plan')}"
+        )
     with friendly_errors():
         config = tyro.cli(
             type(default),
@@ -58,13 +64,74 @@ def parse(
             config=(tyro.conf.AvoidSubcommands,),
             registry=_constructors(),
         )
-        config = _one_place(config)
-        run = getattr(config, "run", config)  # of a study, the training of its model
-        if getattr(run, "plan", None):
+        config = _one_place(_with_environment(config))
+        run = _run(config)
+        if _plans(run, "--" if run is config else "--run."):
             from flashjax.planning.__main__ import show  # which stands on the trainer, as the launcher does
 
             raise SystemExit(show(program, run))
         return config
+
+
+def launcher(name: str, arguments: Sequence[str], needs: str = "build") -> tuple[Any, Any]:
+    """(the launcher's module, the configuration of its run) under a command line, as `parse` reads it.
+
+    Flags of the run are understood with and without the study around it: ``--mesh.data`` for ``--run.mesh.data``.
+
+    Raises:
+        ValueError: if the module lacks PRESETS or the function ``needs``.
+    """
+    module = importlib.import_module(name)
+    if not hasattr(module, "PRESETS") or not hasattr(module, needs):
+        raise ValueError(f"{name} is no launcher: it needs PRESETS and {needs}(config)")
+    args = _of_the_run(arguments, next(iter(module.PRESETS.values())))
+    return module, _run(parse(module.PRESETS, name, module.__doc__, args))
+
+
+def _of_the_run(args: Sequence[str], config: Any) -> list[str]:
+    """The arguments, with the flags that a study lacks and its run has as those of its run."""
+    run = _run(config)
+    if run is config:
+        return list(args)
+    fields = {field.name for field in dataclasses.fields(run)} - {field.name for field in dataclasses.fields(config)}
+    flag = re.compile(rf"^--(?=(no_)?({'|'.join(fields)})([.=]|$))")
+    return [flag.sub("--run.", arg) for arg in args]
+
+
+def _run(config: Any) -> Any:
+    """Of a study, the training of its model; else the configuration itself."""
+    return getattr(config, "run", config)
+
+
+def _reads_directory(config: Any) -> bool:
+    """Whether the data of a configuration lie in a directory: it names a set, and none that is embedded."""
+    from flashjax.data.config import EMBEDDED
+
+    dataset = getattr(config, "dataset", None) or getattr(getattr(_run(config), "data", None), "dataset", None)
+    return dataset is not None and dataset not in EMBEDDED
+
+
+def _with_environment(config: Config) -> Config:
+    """The configuration with the environment's directory of data, if it reads one and none is named."""
+    if not _reads_directory(config) or getattr(config, "data_dir", None) is not None:
+        return config
+    return dataclasses.replace(config, data_dir=os.environ.get("TFDS_DATA_DIR") or None)  # type: ignore[type-var]
+
+
+def _plans(run: Any, flags: str) -> bool:
+    """Whether a plan is asked for; ``flags`` is how the flags of the run begin.
+
+    Raises:
+        ValueError: if only what belongs to a plan is, or a plan of a step that is compiled already.
+    """
+    if getattr(run, "plan", None) is not None:
+        if run.compiled is not None:
+            raise ValueError(f"a plan compiles anew and reads no file: leave out {flags}compiled {run.compiled}")
+        return True
+    for name in ("search", "save"):
+        if getattr(run, name, None):
+            raise ValueError(f"{flags}{name} belongs to a plan: say of which machine, as in {flags}plan v5e:4x4")
+    return False
 
 
 def _one_place(config: Config) -> Config:

@@ -1,5 +1,7 @@
 """The command line: presets, flags by field, typos answered, errors as sentences."""
 
+import dataclasses
+import importlib
 import json
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from configs import performer_lm
 from configs.swin_imagenet import PRESETS
 from flashjax import cli
+from flashjax.training import rundir
 
 PROGRAM = "experiments.swin_imagenet"
 
@@ -17,7 +20,7 @@ def no_data_in_the_environment(monkeypatch):
 
 
 def parse(*args: str):
-    return cli.parse(PRESETS, PROGRAM, "A launcher.", with_data="tiny_1k", args=args)
+    return cli.parse(PRESETS, PROGRAM, "A launcher.", args=args)
 
 
 def test_the_first_preset_needs_no_data():
@@ -41,6 +44,58 @@ def test_naming_data_means_the_papers_run(how, monkeypatch):
 def test_the_demo_by_name_leaves_the_environments_data_alone(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/data")
     assert parse("--preset", "demo").data_dir is None
+    assert parse("--preset", "demo", "--data.dataset", "imagenet2012").data_dir == "/data"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args", "preset", "wanted"),
+    [
+        ("flash_lm", (), "wiki40b", "/data"),
+        ("flash_lm", ("--preset", "demo_quad"), "demo_quad", None),
+        ("flash_lm", ("--preset", "demo_quad", "--data_dir", "/text"), "demo_quad", "/text"),
+        ("length_extrapolation", ("--preset", "trained"), "trained", None),
+        ("performer_lm", (), "pg19", "/data"),
+        ("random_erasing_cifar", (), "paper", "/data"),
+        ("random_erasing_cifar", ("--dataset", "digits"), "paper", None),
+        ("scaling_study", ("--preset", "quick"), "quick", None),
+    ],
+)
+def test_the_environments_data_are_for_what_reads_a_directory(launcher, args, preset, wanted, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "/data")
+    presets = importlib.import_module(f"configs.{launcher}").PRESETS
+    config = cli.parse(presets, f"experiments.{launcher}", None, args)
+    assert (config.preset, config.data_dir) == (preset, wanted)
+    assert getattr(config, "run", config).__dict__.get("data_dir") == wanted
+
+
+def test_a_launcher_is_opened_with_flags_of_its_run():
+    module, run = cli.launcher("experiments.performer_lm", ["--mesh.fsdp=2", "--train.no_progress", "--run.steps", "3"])
+    assert module.build and run.mesh.fsdp == 2 and not run.train.progress and run.steps == 3
+    _, run = cli.launcher("experiments.performer_lm", ["--data_dir", "/text", "--model.depth", "1"])
+    assert run.data_dir == "/text" and run.model.depth == 1
+    for name, needs in (("flashjax.cli", "build"), ("experiments.performer_lm", "contestant")):
+        with pytest.raises(ValueError, match=rf"{name} is no launcher: it needs PRESETS and {needs}\(config\)"):
+            cli.launcher(name, [], needs)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args", "answer"),
+    [
+        ("swin_imagenet", ("--search",), "--search belongs to a plan: say of which machine, as in --plan v5e:4x4"),
+        ("performer_lm", ("--run.save", "x"), "--run.save belongs to a plan: say of which machine, as in --run.plan"),
+        ("swin_imagenet", ("--plan", "cpu:2", "--compiled", "x"), "leave out --compiled x"),
+        ("swin_imagenet", ("--plan", ","), "--plan ',' names no topology: want vTPU"),
+        ("swin_imagenet", ("--plan", ""), "--plan '' names no topology: want vTPU"),
+        ("swin_imagenet", ("--plan", "v5e:4x4,cpu:2", "--search"), "cpu:2 has no limit"),
+        ("adamw_study", ("--plan", "cpu:2"), "experiments.adamw_study has no single train step to plan"),
+        ("report", ("--plan", "cpu:2"), "as in python -m experiments.swin_imagenet --plan cpu:2"),
+    ],
+)
+def test_what_a_plan_cannot_take_is_refused(launcher, args, answer, capsys):
+    presets = importlib.import_module(f"configs.{launcher}").PRESETS
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(presets, f"experiments.{launcher}", None, args)
+    assert answer in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -93,12 +148,17 @@ def test_errors_become_a_message_unless_debugging(monkeypatch, capsys):
 
 def test_a_study_has_one_directory_of_data(capsys):
     def study(*args: str):
-        return cli.parse(
-            performer_lm.PRESETS, "experiments.performer_lm", "A study.", "pg19", ("--preset", "demo", *args)
-        )
+        return cli.parse(performer_lm.PRESETS, "experiments.performer_lm", "A study.", ("--preset", "demo", *args))
 
     config = study("--data_dir", "/text", "--workdir", "/here")
     assert (config.run.data_dir, config.run.workdir) == ("/text", "/here")
     with pytest.raises(SystemExit, match="2"):
         study("--data_dir", "/text", "--run.data_dir", "/other")
     assert "one data_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launcher", ["swin_imagenet", "performer_lm", "adamw_study", "scaling_study"])
+def test_a_launcher_has_a_directory_by_its_name_and_preset(launcher):
+    config = next(iter(importlib.import_module(f"configs.{launcher}").PRESETS.values()))
+    assert rundir.workdir(config, f"experiments.{launcher}") == f"runs/{launcher}-{config.preset}"
+    assert rundir.workdir(dataclasses.replace(config, workdir="here"), f"experiments.{launcher}") == "here"

@@ -9,6 +9,8 @@ from typing import Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+EMBEDDED = ("digits", "kjv")
+"""Data sets that come with a package and read no directory."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ trained at length L; some of them need no change when they are tested beyond it.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from flashjax.layers.extension import Extension
 from flashjax.models.transformer import TransformerConfig
+from flashjax.words import nearest
 
 Change = Callable[[TransformerConfig, int, float], dict[str, Any]]
 """(the model's configuration, L, s) -> fields of the configuration."""
@@ -136,8 +136,8 @@ def parse(name: str) -> tuple[str, str]:
     for word, known in ((model, TRAINED), (method, METHODS)):
         if word not in known:
             choices = [*METHODS, *TRAINED] if not slash else list(known)
-            near = ", ".join(difflib.get_close_matches(word, choices, n=3, cutoff=0.0))
-            raise ValueError(f"unknown method {name!r}; nearest: {near}. All: {', '.join(dict.fromkeys(choices))}")
+            near, every = nearest(word, choices), ", ".join(dict.fromkeys(choices))
+            raise ValueError(f"unknown method {name!r}; nearest: {near}. All: {every}")
     return model, method
 
 

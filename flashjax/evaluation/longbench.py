@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from flashjax.words import nearest
+
 Metric = Callable[[str, str, Sequence[str]], float]
 """(prediction, right answer, all classes) -> 0 to 1."""
 PUNCTUATION_ZH = (
@@ -222,8 +224,7 @@ def read(directory: str | Path, names: Iterable[str] = ()) -> dict[str, list[dic
         raise FileNotFoundError(f"{directory}: no such directory; it should hold LongBench's JSON lines, <task>.jsonl")
     for name in (names := tuple(names)):
         if _base(name) not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.0)
-            raise ValueError(f"unknown LongBench task {name!r}; nearest: {', '.join(near)}")
+            raise ValueError(f"unknown LongBench task {name!r}; nearest: {nearest(name, TASKS)}")
     there = {path.stem: path for path in sorted(directory.glob("*.jsonl")) if _base(path.stem) in TASKS}
     missing = [name for name in names if name not in there]
     if missing or not there:

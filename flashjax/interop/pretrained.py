@@ -1,7 +1,6 @@
 """Language models with their configuration: directories as transformers keeps them, GGUF files, packages."""
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from flashjax.interop import gguf, mapping, packages, paths, safetensors, transformer
 from flashjax.interop.files import read_state
 from flashjax.models.transformer import Transformer, TransformerConfig
+from flashjax.words import nearest
 
 _PACKAGE = "package:"
 _CONFIG = "config.json"
@@ -136,8 +136,7 @@ def _replace(config: TransformerConfig, overrides: Mapping[str, Any]) -> Transfo
     fields = [field.name for field in dataclasses.fields(config)]
     for name in overrides:
         if name not in fields:
-            near = ", ".join(difflib.get_close_matches(name, fields, n=3, cutoff=0.0))
-            raise ValueError(f"the model has no argument {name!r}; nearest: {near}")
+            raise ValueError(f"the model has no argument {name!r}; nearest: {nearest(name, fields)}")
     return dataclasses.replace(config, **overrides)
 
 

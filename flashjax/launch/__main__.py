@@ -1,6 +1,5 @@
 """python -m flashjax.launch <target> [options] -- <command ...>"""
 
-import difflib
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from flashjax.launch.local import Local
 from flashjax.launch.slurm import Slurm
 from flashjax.launch.tpu_vm import TpuVm
 from flashjax.launch.xpk import Xpk
+from flashjax.words import nearest
 
 TARGETS: dict[str, type[Target]] = {kind.target: kind for kind in (Local, Slurm, TpuVm, Xpk, Kubernetes)}
 
@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
         return _usage_error(f"name a target: {', '.join(TARGETS)}")
     name = options.pop(0)
     if name not in TARGETS:
-        near = difflib.get_close_matches(name.replace("_", "-"), TARGETS, n=1, cutoff=0.4) or list(TARGETS)
-        return _usage_error(f"unknown target {name!r}; nearest: {', '.join(near)}. All: {', '.join(TARGETS)}")
+        near = nearest(name.replace("_", "-"), TARGETS, count=1)
+        return _usage_error(f"unknown target {name!r}; nearest: {near}. All: {', '.join(TARGETS)}")
     target = tyro.cli(
         TARGETS[name],
         prog=f"python -m flashjax.launch {name}",

@@ -8,7 +8,6 @@ of our own: ``ntk``, ``ntk_fixed``, ``ntk_mixed``, ``ntk_by_parts``.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from flashjax.words import nearest
 
 RopeType = Literal[
     "default",
@@ -135,7 +136,7 @@ class RopeParameters:
                 kinds = ", ".join(sorted(given.keys() - {"rope_type"}))
                 raise ValueError(f"rope parameters by kind of layer ({kinds}): pass those of one kind")
             if name not in names:
-                raise ValueError(f"unknown rope parameter {name!r}; nearest: {_nearest(name, names)}")
+                raise ValueError(f"unknown rope parameter {name!r}; nearest: {nearest(name, names)}")
         kind, length = given["rope_type"], max_position_embeddings
         rule = _rule(kind)
         if length is not None:
@@ -474,14 +475,10 @@ def _typed(name: str, value: Any) -> Any:
 
 def _rule(rope_type: str) -> _Rule:
     if rope_type not in _RULES:
-        raise ValueError(f"unknown rope_type {rope_type!r}; nearest: {_nearest(str(rope_type), _RULES)}")
+        raise ValueError(f"unknown rope_type {rope_type!r}; nearest: {nearest(str(rope_type), _RULES)}")
     return _RULES[rope_type]
 
 
 def _need(value: Any) -> Any:
     assert value is not None  # RopeParameters checked it
     return value
-
-
-def _nearest(word: str, choices: Any) -> str:
-    return ", ".join(difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0))

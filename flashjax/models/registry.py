@@ -1,11 +1,12 @@
 """Named models: a name stands for a module class and a configuration."""
 
 import dataclasses
-import difflib
 import fnmatch
 from typing import Any
 
 from flax import linen as nn
+
+from flashjax.words import nearest
 
 _MODELS: dict[str, tuple[type[nn.Module], Any]] = {}
 
@@ -29,12 +30,12 @@ def config(name: str, **overrides: Any) -> Any:
     Raises ValueError for an unknown name or field and says which ones are nearest.
     """
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}; nearest: {_nearest(name, _MODELS)}")
+        raise ValueError(f"unknown model {name!r}; nearest: {nearest(name, _MODELS)}")
     base = _MODELS[name][1]
     fields = [field.name for field in dataclasses.fields(base)]
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"model {name!r} has no argument {key!r}; nearest: {_nearest(key, fields)}")
+            raise ValueError(f"model {name!r} has no argument {key!r}; nearest: {nearest(key, fields)}")
     return dataclasses.replace(base, **{key: _hashable(value) for key, value in overrides.items()})
 
 
@@ -47,9 +48,3 @@ def create(name: str, **overrides: Any) -> nn.Module:
 def _hashable(value: Any) -> Any:
     """Lists, as JSON and command lines give them, become the tuples that a configuration holds."""
     return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
-
-
-def _nearest(word: str, choices: Any) -> str:
-    longer = sorted(choice for choice in choices if choice.startswith(word))[:3]
-    close = difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0)
-    return ", ".join(dict.fromkeys([*longer, *close]))

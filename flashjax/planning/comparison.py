@@ -6,7 +6,6 @@ which makes an experiment with `flashjax.objectives.language.LanguageModelling`.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -185,9 +184,7 @@ def decode_times(
 def main() -> None:
     request = Request(**json.loads(sys.argv[1]))
     with cli.friendly_errors():
-        launcher = importlib.import_module(request.launcher)
-        first = next(iter(launcher.PRESETS))
-        config = cli.parse(launcher.PRESETS, request.launcher, None, with_data=first, args=request.arguments)
+        launcher, config = cli.launcher(request.launcher, request.arguments, needs="contestant")
         experiment = launcher.contestant(config, request.name, request.causal, request.seed)
         print(json.dumps(measure(experiment, request.decode_lengths)))
 

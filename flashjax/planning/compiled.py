@@ -23,7 +23,7 @@ import jax
 
 from flashjax.planning import hlo, kernels
 from flashjax.planning.topology import Topology, out_of_memory, quiet
-from flashjax.training.executables import compilers
+from flashjax.training.executables import compilers, jit_options
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,14 @@ _NAME = re.compile(r'loc\("(jit\([^"]*)"\(')  # functions of the call stack stan
 
 def _digest(lowered: jax.stages.Lowered, topology: Topology, in_it: Mapping[kernels.Kernel, str]) -> str:
     """Of the program and the names of what is in it; not of source lines, which the way to the compiler changes too."""
-    text = lowered.as_text()
-    for kernel, digest in in_it.items():
-        text = text.replace(kernel.code, digest)
+    text = kernels.text(lowered, in_it)
     names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
     places = [
         topology.name,
         topology.kind,
         topology.target,
         sorted(topology.options.items()),
+        jit_options(lowered),
         len(topology.devices),
         compilers(),
         os.environ.get("LIBTPU_INIT_ARGS") or None,  # empty is as good as absent

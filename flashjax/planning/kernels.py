@@ -80,6 +80,19 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
     return kernels
 
 
+def text(lowered: jax.stages.Lowered, found: Mapping[Kernel, str] | None = None) -> str:
+    """The text of a program with a digest in place of each kernel's code: equal wherever source lines are.
+
+    `found` is what `in_program` says, where that is known already.
+    """
+    words = lowered.as_text()
+    if found is None:
+        found = in_program(lowered) if TARGET in words else {}
+    for kernel, digest in found.items():
+        words = words.replace(kernel.code, digest)
+    return words
+
+
 def _calls(operation: Any) -> list[Any]:
     inner = [op for region in operation.regions for block in region.blocks for op in block.operations]
     own = operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value == TARGET

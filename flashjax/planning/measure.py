@@ -5,7 +5,6 @@ number of virtual devices for life; REQUEST is the JSON of a `Request`, and the 
 """
 
 import dataclasses
-import importlib
 import json
 import platform
 import statistics
@@ -42,20 +41,16 @@ class Request:
 
 
 def build(request: Request) -> Experiment:
-    """The launcher's experiment under the request's flags.
+    """The launcher's experiment under the request's flags, without its evaluation.
 
     Raises:
-        ValueError: if the module is no launcher, or has no data.batch_size to multiply.
+        ValueError: if the module is no launcher.
     """
-    launcher = importlib.import_module(request.launcher)
-    if not hasattr(launcher, "build") or not hasattr(launcher, "PRESETS"):
-        raise ValueError(f"{request.launcher} is no launcher: it needs PRESETS and build(config)")
-    first = next(iter(launcher.PRESETS))
-    config = cli.parse(launcher.PRESETS, request.launcher, None, with_data=first, args=request.arguments)
+    launcher, config = cli.launcher(request.launcher, request.arguments)
     if request.batch_factor != 1:
         data = dataclasses.replace(config.data, batch_size=config.data.batch_size * request.batch_factor)
         config = dataclasses.replace(config, data=data)
-    return launcher.build(config)
+    return launcher.build(config).without_evaluation()
 
 
 def measure(experiment: Experiment, devices: int, steps: int, rounds: int) -> dict[str, Any]:

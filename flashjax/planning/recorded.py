@@ -47,9 +47,7 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
     from flashjax.training.sharding import LARGE_BYTES
 
     topologies.prepare([pod.topology])
-    launcher = importlib.import_module(pod.launcher)
-    first = next(iter(launcher.PRESETS))
-    config = cli.parse(launcher.PRESETS, pod.launcher, None, with_data=first, args=pod.arguments)
+    launcher, config = cli.launcher(pod.launcher, pod.arguments)
     plan, _, program = plans.plan_and_program(launcher.build, config, topologies.open_topology(pod.topology))
     rows = parameter_rows(program.abstract_state, program.shardings)
     time, collectives = plan["time"], plan["collectives"] or []

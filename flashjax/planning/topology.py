@@ -20,6 +20,9 @@ from flashjax.planning import gpus
 from flashjax.planning.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
+LARGEST = {"v2": (16, 16), "v3": (32, 32), "v4": 4096, "v5e": (16, 16), "v5p": 8960, "v6e": (16, 16), "tpu7x": 9216}
+"""Of each TPU's pods the sides where chips lie in a plane, else the chips, by Google Cloud's pages "TPU v2" to "TPU7x":
+the compiler makes programs for machines that cannot be."""
 
 
 class TopologyError(ValueError):
@@ -87,7 +90,7 @@ def parse(name: str) -> tuple[str, int]:
     """(family, devices): family is cpu, gpu or tpu; devices is 0 for a TPU, where the compiler knows.
 
     Raises:
-        ValueError: naming the forms that are understood.
+        ValueError: naming the forms that are understood, or the largest machine of the kind.
     """
     family, _, size = name.partition(":")
     if family == "cpu" and size.isdigit() and int(size) > 0:
@@ -97,8 +100,17 @@ def parse(name: str) -> tuple[str, int]:
             raise ValueError(f"unknown GPU '{found[1]}' in '{name}'; known: {', '.join(gpus.GPUS)}")
         return "gpu", int(found[2])
     if re.fullmatch(r"(v\d+[a-z]*|tpu\d+x?)", family) and re.fullmatch(r"\d+(x\d+){1,2}", size):
+        _check_size(name, family, [int(side) for side in size.split("x")])
         return "tpu", 0
     raise ValueError(f"'{name}' is no topology: want {FORM}")
+
+
+def _check_size(name: str, family: str, sides: Sequence[int]) -> None:
+    largest, chips = LARGEST.get(family), math.prod(sides)
+    if isinstance(largest, int) and chips > largest:
+        raise ValueError(f"there is no {name}: it would have {chips} chips, the largest {family} has {largest}")
+    if isinstance(largest, tuple) and any(a > b for a, b in zip(sides, (*largest, 1), strict=False)):
+        raise ValueError(f"there is no {name}: chips of {family} lie in a plane, {largest[0]}x{largest[1]} at most")
 
 
 def prepare(names: Sequence[str]) -> None:

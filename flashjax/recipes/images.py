@@ -15,7 +15,7 @@ from flashjax.data.augment.device import prepare_eval, prepare_train
 from flashjax.evaluation import classify
 from flashjax.objectives.classification import Classification
 from flashjax.training import Experiment, Result, RunConfig
-from flashjax.training.rundir import finished_run
+from flashjax.training.rundir import finished_run, workdir
 from flashjax.training.sharding import FSDP_RULES, Rules
 from flashjax.training.watchdog import Watchdog
 
@@ -85,11 +85,6 @@ def _with_milestones(config: Any, steps_per_epoch: int) -> Any:
     milestones = tuple(round(epochs * steps_per_epoch) for epochs in config.milestone_epochs)
     schedule = dataclasses.replace(config.optimizer.schedule, kind="multistep", milestones=milestones)
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=schedule))
-
-
-def workdir(config: Any, program: str) -> str:
-    """Where the run is: what ``--workdir`` says, or runs/<launcher>-<preset>."""
-    return config.workdir or f"runs/{program.split('.')[-1]}-{config.preset}"
 
 
 def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:

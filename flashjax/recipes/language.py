@@ -7,7 +7,7 @@ A launcher names a module and its presets, and says what is its own:
         model: TransformerConfig = ...
 
     def main():
-        language.main(PRESETS, "experiments.mine", __doc__, Transformer, with_data="paper")
+        language.main(PRESETS, "experiments.mine", __doc__, Transformer)
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from flashjax.models.decode import Sampling, generate
 from flashjax.models.stack import stack, unstack
 from flashjax.objectives.language import LanguageModelling, Masking
 from flashjax.training import CheckpointConfig, Experiment, Result, RunConfig
-from flashjax.training.rundir import finished_run
+from flashjax.training.rundir import finished_run, workdir
 from flashjax.training.sharding import Rule, Rules, fsdp, tensor_parallel
 from flashjax.training.watchdog import Watchdog
 
@@ -182,10 +182,6 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
     )
 
 
-def workdir(config: Any, program: str) -> str:
-    return config.workdir or f"runs/{program.split('.')[-1]}-{config.preset}"
-
-
 def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:
     """Fits, tries the model on a prompt, draws the report and says where everything is."""
     config: Any = built.config
@@ -335,15 +331,14 @@ def main(
     program: str,
     doc: str | None,
     module: type[nn.Module],
-    with_data: str,
     rules: Rules = RULES,
     further: Mapping[str, str] | None = None,
 ) -> None:
-    """The command line of a launcher; ``with_data`` and ``presets`` as `cli.parse` takes them.
+    """The command line of a launcher; ``presets`` as `cli.parse` takes them.
 
     ``further`` lines end the summary of a run, such as the command of the paper's.
     """
-    config = cli.parse(presets, program, doc, with_data)
+    config = cli.parse(presets, program, doc)
     with cli.friendly_errors(), training.session(config) as watchdog:
         run(config, module, program, watchdog, rules, further)
 

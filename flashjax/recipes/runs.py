@@ -1,6 +1,5 @@
 """Finished and unfinished runs as rows of one table: grouped by the settings that differ, seeds together."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from flashjax.evaluation.statistics import Mean, mean
 from flashjax.training.rundir import flat, is_free
 from flashjax.training.writers import read_json_lines
+from flashjax.words import nearest
 
 LOWER = ("loss", "error", "perplexity", "bits_per_byte", "seconds", "time", "fid", "norm")
 HIGHER = ("accuracy", "top1", "top5", "ap", "ap50", "ap75", "map", "iou", "psnr", "ssim", "per_second", "mfu")
@@ -112,8 +112,8 @@ def with_metric(runs: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]
     have = [run for run in runs if run.points(metric)]
     if not have:
         names = sorted({name for run in runs for line in run.metrics for name in line} - {"step"})
-        near = difflib.get_close_matches(metric, names, n=1)
-        hint = f"; nearest: {near[0]}" if near else ""
+        near = nearest(metric, names, count=1, cutoff=0.6)
+        hint = f"; nearest: {near}" if near else ""
         raise ValueError(
             f"no run has the metric {metric!r}{hint}. There are: {', '.join(names) or 'no metrics at all'}"
         )

@@ -179,6 +179,10 @@ class Experiment:
         """Steps between evaluations."""
         return self.config.train.eval_every or self.train_data.steps_per_epoch
 
+    def without_evaluation(self) -> "Experiment":
+        """The same train step for what evaluates nothing, so that the evaluation batch need fit no mesh."""
+        return replace(self, eval_data=self.train_data)
+
 
 def scale_recipe(config: ConfigT, batch_size: int, steps_per_epoch: int) -> tuple[ConfigT, int]:
     """(config with the learning rates and the warm-up that the batch and the data make of its recipe, steps in all).

@@ -46,6 +46,11 @@ FREE_FIELDS = (
 """Settings (and groups of them, with a dot) that may change on resuming: how a run runs, not what it computes."""
 
 
+def workdir(config: Any, program: str) -> str:
+    """Where a launcher's run or study is: what ``--workdir`` says, or runs/<launcher>-<preset>."""
+    return config.workdir or f"runs/{program.split('.')[-1]}-{config.preset}"
+
+
 class RunDirectoryError(RuntimeError):
     """A workdir that cannot be written, or in which another run is at work."""
 

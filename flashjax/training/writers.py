@@ -4,7 +4,6 @@ Only process 0 writes; the others get a writer that does nothing, so that no cal
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+
+from flashjax.words import nearest
 
 
 class Writer(Protocol):
@@ -147,8 +148,8 @@ def make_writers(names: Sequence[str], workdir: str | Path, resume_step: int | N
     """
     for name in names:
         if name not in NAMES:
-            nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0)[0]
-            raise ValueError(f"unknown writer {name!r}; nearest: {nearest} (metrics.jsonl is always written)")
+            near = nearest(name, NAMES, count=1)
+            raise ValueError(f"unknown writer {name!r}; nearest: {near} (metrics.jsonl is always written)")
     if jax.process_index() != 0:
         return MultiWriter(())
     workdir = Path(workdir)

@@ -46,6 +46,15 @@ def test_another_program_or_another_name_is_another(other):
     assert not compiled.compile_for(lowered(**other), HERE).kept
 
 
+def test_another_option_of_the_compiler_makes_another_program():
+    def step(**options):
+        return jax.jit(lambda x: x @ x, **options).lower(X)
+
+    compiled.compile_for(step(), HERE)
+    assert not compiled.compile_for(step(compiler_options={"xla_embed_ir_in_executable": True}), HERE).kept
+    assert compiled.compile_for(step(), HERE).kept
+
+
 class Refusing:
     """What a compiler without room says."""
 

@@ -64,6 +64,14 @@ def test_the_request_reaches_the_launcher():
         measure.build(Cell("flashjax.cli", "", "data=1").request(1, 1))
 
 
+def test_a_study_around_a_run_is_measured_too():
+    small = "model.depth=1 data.length=64 model.max_length=64"
+    for launcher, rows in (("performer_lm", 8), ("length_extrapolation", 32)):
+        experiment = measure.build(Cell(f"experiments.{launcher}", small, "data=2", weak=True).request(1, 1))
+        assert experiment.config.mesh.data == 2 and experiment.config.model.depth == 1
+        assert experiment.train_data.batch_size == 2 * rows
+
+
 def test_a_sweep_measures_what_the_log_lacks(tmp_path, monkeypatch):
     log, asked = tmp_path / "new" / "cells.jsonl", []
 

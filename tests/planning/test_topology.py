@@ -25,6 +25,26 @@ def test_what_is_no_name_is_refused_with_the_forms(name):
         topology.parse(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["v5e:16x16", "v5e:4x4x1", "v3:32x32", "v5p:16x16x24", "tpu7x:16x16x16", "v9:99x99x99"]
+)
+def test_machines_up_to_the_largest_are_names(name):
+    assert topology.parse(name) == ("tpu", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("v5e:4x4x4", "there is no v5e:4x4x4: chips of v5e lie in a plane, 16x16 at most"),
+        ("v6e:16x32", "there is no v6e:16x32: chips of v6e lie in a plane, 16x16 at most"),
+        ("v5p:32x32x32", "there is no v5p:32x32x32: it would have 32768 chips, the largest v5p has 8960"),
+    ],
+)
+def test_machines_that_cannot_be_are_refused(name, words):
+    with pytest.raises(ValueError, match=words):
+        topology.parse(name)
+
+
 def test_an_unknown_gpu_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match="unknown GPU 'k80' in 'gpu:k80x8'; known: a100, h100, h200, b200"):
         topology.parse("gpu:k80x8")

@@ -4,12 +4,13 @@ The official programs disagree with their own papers in places, and published nu
 default of each protocol reproduces its official program, and a preset beside it does what the text says.
 """
 
-import difflib
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+
+from flashjax.words import nearest
 
 IouType = Literal["bbox", "segm", "keypoints"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "keypoints")
@@ -147,9 +148,8 @@ def get(protocol: str | Protocol, iou_type: str, **changes: object) -> Protocol:
     """
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
-            near = difflib.get_close_matches(protocol, PROTOCOLS, n=3, cutoff=0.3)
-            hint = f"nearest: {', '.join(near)}. " if near else ""
-            raise ValueError(f"unknown protocol '{protocol}'; {hint}All: {', '.join(PROTOCOLS)}")
+            near = nearest(protocol, PROTOCOLS)
+            raise ValueError(f"unknown protocol '{protocol}'; nearest: {near}. All: {', '.join(PROTOCOLS)}")
         protocol = PROTOCOLS[protocol]
     if iou_type not in IOU_TYPES:
         raise ValueError(f"unknown iou_type '{iou_type}'; it is one of {', '.join(IOU_TYPES)}")

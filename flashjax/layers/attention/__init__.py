@@ -4,7 +4,6 @@ Adding one: its file, its row in `_CLASSES`, its row in the tests' table.
 """
 
 import dataclasses
-import difflib
 import json
 from typing import Any
 
@@ -28,6 +27,7 @@ from flashjax.layers.attention.sliding_window import SlidingWindow
 from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.attention.strided import Strided
 from flashjax.layers.attention.taylor import Taylor
+from flashjax.words import nearest
 
 __all__ = ["Mixer", "get", "names", "parse"]
 
@@ -66,11 +66,11 @@ def get(name: str, **options: Any) -> Mixer:
     Raises ValueError for an unknown name or option and says which are nearest.
     """
     if name not in _MIXERS:
-        raise ValueError(f"unknown mixer {name!r}; nearest: {_nearest(name, _MIXERS)}")
+        raise ValueError(f"unknown mixer {name!r}; nearest: {nearest(name, _MIXERS)}")
     fields = [field.name for field in dataclasses.fields(_MIXERS[name])]
     for key in options:
         if key not in fields:
-            near = f"nearest: {_nearest(key, fields)}" if fields else "it has none"
+            near = f"nearest: {nearest(key, fields)}" if fields else "it has none"
             raise ValueError(f"mixer {name!r} has no option {key!r}; {near}")
     return _MIXERS[name](**options)
 
@@ -101,7 +101,3 @@ def _value(text: str) -> Any:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except json.JSONDecodeError:
         return text
-
-
-def _nearest(word: str, choices: Any) -> str:
-    return ", ".join(difflib.get_close_matches(word, list(choices), n=3, cutoff=0.0))

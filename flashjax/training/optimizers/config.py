@@ -1,6 +1,5 @@
 """The settings of an optimizer: algorithm, rates, decay, groups of parameters, schedule."""
 
-import difflib
 import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import jax
 
 from flashjax.training.optimizers.algorithms import ALGORITHMS, NONE
+from flashjax.words import nearest
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ALGORITHMS:
-            near = difflib.get_close_matches(self.name, ALGORITHMS, n=3, cutoff=0.3)
-            raise ValueError(
-                f"unknown optimizer {self.name!r}; nearest: {', '.join(near)}. All: {', '.join(ALGORITHMS)}"
-            )
+            near = nearest(self.name, ALGORITHMS)
+            raise ValueError(f"unknown optimizer {self.name!r}; nearest: {near}. All: {', '.join(ALGORITHMS)}")
         self._check_numbers()
         self._check_taken()
 

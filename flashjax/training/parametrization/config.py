@@ -1,10 +1,10 @@
 """The settings of a parametrization."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
 from flashjax.training.parametrization.presets import PRESETS
+from flashjax.words import nearest
 
 Keep = Literal["head_dim", "heads"]
 
@@ -26,7 +26,7 @@ class ParametrizationConfig:
 
     def __post_init__(self):
         if self.preset not in PRESETS:
-            near = ", ".join(difflib.get_close_matches(self.preset, PRESETS, n=3, cutoff=0.3))
+            near = nearest(self.preset, PRESETS)
             raise ValueError(
                 f"unknown parametrization.preset {self.preset!r}; nearest: {near}. All: {', '.join(PRESETS)}"
             )
