@@ -144,9 +144,9 @@ class Flash(nn.Module):
     @nn.nowrap
     def _check_length(self, length: int, what: str) -> None:
         cfg = self.config
-        if cfg.kind != "flash" and cfg.bias_kind == "toeplitz" and length > cfg.span:
+        if cfg.most_positions is not None and length > cfg.most_positions:
             raise ValueError(
-                f"{what} {length} but the Toeplitz bias spans {cfg.span}: raise max_length, or bias='rope'"
+                f"{what} {length} but the Toeplitz bias spans {cfg.most_positions}: raise max_length, or bias='rope'"
             )
 
     @nn.nowrap

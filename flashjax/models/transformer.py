@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         `segment_ids` numbers the documents of a packed row from 1, 0 is padding: a token sees its own document, whose
         positions begin at 0.
 
-        Raises ValueError for more tokens than learned positions.
+        Raises ValueError for more tokens than the model has positions.
         """
         positions = jnp.arange(tokens.shape[1])[None] if segment_ids is None else positions_of(segment_ids)
         return self._run(tokens, None, {"positions": positions, "segment_ids": segment_ids}, "full", train)[0]
@@ -147,8 +147,9 @@ class Transformer(nn.Module):
     @nn.nowrap
     def _check_length(self, length: int, what: str) -> None:
         cfg = self.config
-        if cfg.position == "learned" and length > cfg.max_length:
-            raise ValueError(f"{what} {length} but there are {cfg.max_length} learned positions: raise max_length")
+        if cfg.most_positions is not None and length > cfg.most_positions:
+            whose = "learned" if cfg.position == "learned" else cfg.mixer
+            raise ValueError(f"{what} {length} but there are {cfg.max_length} {whose} positions: raise max_length")
 
     @nn.nowrap
     def _turn(self, N: int, context: Context, mode: Mode, cache: Cache | None) -> Turn | None:

@@ -163,6 +163,11 @@ class TransformerConfig:
         return self.head_dim or self.width // self.heads
 
     @property
+    def most_positions(self) -> int | None:
+        """Tokens that a sequence may have; None: any number."""
+        return self.max_length if self.position == "learned" or self.make_mixer().bounded else None
+
+    @property
     def head_width(self) -> int:
         """D (asked by `flashjax.training.parametrization`)."""
         return self.dim
