@@ -92,7 +92,8 @@ def generate(
     """The tokens that follow each prompt; up to `max_new_tokens`, ending with `eos` (or one of them) where that came.
 
     Prompts may differ in length: they are padded behind to a power of two, and read side by side in one call, so that
-    few lengths are compiled. `on_token(row, token)` is told of each token as it comes.
+    few lengths are compiled. `on_token(row, token)` is told of each token as it comes. Angles that depend on the length
+    are those of the longest prompt and `max_new_tokens` more.
 
     Args:
         key: for drawing; default key(0). Not used where sampling is greedy.
@@ -116,7 +117,7 @@ def generate(
         tokens[i, : len(row)] = row
 
     prefill, step = _compiled(model, sampling)
-    cache = model.init_cache(len(rows), capacity)
+    cache = model.init_cache(len(rows), capacity, longest + max_new_tokens)
     drawn, cache = prefill(variables, tokens, lengths, cache, jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))

@@ -99,11 +99,12 @@ class Flash(nn.Module):
         return self._run(tokens, None, {"positions": positions, "segment_ids": segment_ids}, "full", train)[0]
 
     @nn.nowrap
-    def init_cache(self, batch: int, capacity: int) -> Cache:
+    def init_cache(self, batch: int, capacity: int, length: int | None = None) -> Cache:
         """What a decoder of `batch` rows remembers before the first token.
 
         Of flash this does not grow: s e + C (2s + e) numbers a row and layer, and `capacity` is not used. The other
-        kinds keep the keys and values of `capacity` tokens.
+        kinds keep the keys and values of `capacity` tokens; a step beyond it is not an error, but wrong: the token is
+        dropped. `length` is of Transformers, some of whose angles depend on it.
 
         Raises ValueError for an encoder, for n counted by rows, and for a capacity beyond a Toeplitz bias.
         """
@@ -136,7 +137,7 @@ class Flash(nn.Module):
         return logits, cache | {"position": lengths.astype(jnp.int32)}
 
     def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One token more in each row: (logits of the next one, cache)."""
+        """One token more in each row, of no more than the cache has room for: (logits of the next one, cache)."""
         position = cache["position"]
         logits, cache = self._run(tokens[:, None], cache, {"positions": position[:, None], "segment_ids": None}, "step")
         return logits, cache | {"position": position + 1}

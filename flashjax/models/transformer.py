@@ -22,8 +22,8 @@ from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn
 from flashjax.layers.residual import Residual
-from flashjax.models.stack import STACKED, Cache, Context, Mode, apply_layers, length_name, stack
-from flashjax.models.transformer_attention import Attention, angles_length
+from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack
+from flashjax.models.transformer_attention import Attention
 from flashjax.models.transformer_config import TransformerConfig
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
@@ -103,17 +103,26 @@ class Transformer(nn.Module):
         return self._run(tokens, None, {"positions": positions, "segment_ids": segment_ids}, "full", train)[0]
 
     @nn.nowrap
-    def init_cache(self, batch: int, capacity: int) -> Cache:
+    def init_cache(self, batch: int, capacity: int, length: int | None = None) -> Cache:
         """What a decoder of `batch` rows remembers before the first token; room for `capacity` tokens.
 
-        Raises ValueError for an encoder, and for a capacity beyond learned positions.
+        A step beyond it is not an error, but wrong: the token is dropped, or takes the place of one that is still seen.
+
+        Args:
+            length: tokens that there will be, which angles that depend on the length (`dynamic`, `longrope`) are made
+                for; default `capacity`.
+
+        Raises ValueError for an encoder, and for a capacity beyond the model's positions.
         """
         cfg = self.config
         if not cfg.causal:
             raise ValueError("an encoder (causal=False) sees all tokens at once: it cannot decode")
         self._check_length(capacity, "a cache of capacity")
         layers = {f"layer_{i}": self._layer_state(batch, capacity, i == cfg.depth - 1) for i in range(cfg.depth)}
-        return (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
+        cache = (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
+        if cfg.position == "rope" and cfg.rope.by_length:
+            cache["length"] = jnp.asarray(capacity if length is None else length, jnp.int32)
+        return cache
 
     @nn.nowrap
     def _layer_state(self, batch: int, capacity: int, last: bool) -> Any:
@@ -134,15 +143,15 @@ class Transformer(nn.Module):
         positions = jnp.arange(tokens.shape[1])[None]
         valid = positions < lengths[:, None]
         context = {"positions": positions, "segment_ids": None, "valid": valid}
-        logits, cache = self._run(tokens, cache, context, "prefill")
-        return logits, cache | {"position": lengths.astype(jnp.int32)}
+        logits, new = self._run(tokens, cache, context, "prefill")
+        return logits, cache | new | {"position": lengths.astype(jnp.int32)}
 
     def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One token more in each row: (logits of the next one, cache)."""
+        """One token more in each row, of no more than the cache has room for: (logits of the next one, cache)."""
         position = cache["position"]
         context = {"positions": position[:, None], "segment_ids": None}
-        logits, cache = self._run(tokens[:, None], cache, context, "step")
-        return logits, cache | {"position": position + 1}
+        logits, new = self._run(tokens[:, None], cache, context, "step")
+        return logits, cache | new | {"position": position + 1}
 
     @nn.nowrap
     def _check_length(self, length: int, what: str) -> None:
@@ -152,13 +161,13 @@ class Transformer(nn.Module):
             raise ValueError(f"{what} {length} but there are {cfg.max_length} {whose} positions: raise max_length")
 
     @nn.nowrap
-    def _turn(self, N: int, context: Context, mode: Mode, cache: Cache | None) -> Turn | None:
+    def _turn(self, N: int, context: Context, mode: Mode) -> Turn | None:
         """What all layers turn their queries and keys by."""
         cfg = self.config
         if cfg.position != "rope" or cfg.extension.kind != "none":
             return None
-        first = None if cache is None else cache[STACKED if cfg.scan_layers else "layer_0"]
-        frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, angles_length(N, first))
+        length = N if context["length"] is None else context["length"]
+        frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, length)
         ids = context["segment_ids"]
         positions = context["positions"] if mode == "step" or ids is not None else None
         return rotary_turn(positions, frequencies, attention_scale, None if mode == "step" else N)
@@ -187,7 +196,8 @@ class Transformer(nn.Module):
                 bias = BucketBias(table, bidirectional=not cfg.causal, max_distance=cfg.t5_max_distance)
         x = nn.Dropout(cfg.dropout_rate, deterministic=not train)(x)
         x = with_logical_constraint(x, ("batch", length_name(N), "embed"))
-        context = {"valid": None, "bias": bias, "turn": self._turn(N, context, mode, cache), **context}
+        context = {"valid": None, "bias": bias, "length": None if cache is None else cache.get("length"), **context}
+        context["turn"] = self._turn(N, context, mode)
 
         layers = [(cfg, mode, train, not cfg.scan_layers and i == cfg.depth - 1) for i in range(cfg.depth)]
         x, new = apply_layers(Block, layers, cfg.scan_layers, cfg.remat, x, cache, context)

@@ -118,21 +118,22 @@ class Attention(nn.Module):
     def _extended(self, q: Array, k: Array, v: Array, state: Any, context: Context):
         """(attention by `extension`, the mixer's state after it: its keys are `keys_to_keep`)."""
         cfg, mixer, (B, N) = self.config, self.mixer, q.shape[:2]
+        assert isinstance(mixer, Softmax)  # the configuration has no extension of others
         positions, ids = jnp.broadcast_to(context["positions"], (B, N)), context["segment_ids"]
         rope = cfg.rope if cfg.position == "rope" else None
-        scale = mixer.scale or None  # type: ignore[attr-defined]
-        length, new = angles_length(N, state), None
+        scale, new = mixer.scale or None, None
+        length = N if context["length"] is None else context["length"]
         if self.mode != "full":
             kept = keys_to_keep(k, positions, rope, cfg.extension, length)
         if self.mode == "step":
-            new = mixer.append(state["mixer"], kept[:, 0], v[:, 0])  # type: ignore[attr-defined]
+            new = mixer.append(state["mixer"], kept[:, 0], v[:, 0])
             values = new["value"].astype(v.dtype)
             at = positions[:, 0]
             o = attend_cached(q[:, 0], new["key"], values, at, rope, cfg.extension, length=length, scale=scale)
             return o[:, None], new
         valid = jnp.ones((B, N), bool)
         if self.mode == "prefill":
-            valid, new = context["valid"], mixer.fill(kept, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
+            valid, new = context["valid"], mixer.fill(kept, v, context["valid"], state["mixer"])
         names = ("batch", length_name(N), "heads", None)
         q, k, v = (with_logical_constraint(y, names) for y in (q, k, v))
         arguments: Any = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length, "scale": scale}
@@ -141,13 +142,6 @@ class Attention(nn.Module):
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
         y, state = conv(x, segment_ids, state, valid)
         return jax.nn.silu(y), state
-
-
-def angles_length(tokens: int, state: Any) -> int:
-    """The length that angles are made for, where they depend on it: the row's, or all that a layer's cache of keys has
-    room for, which is the same at every step."""
-    mixer = state["mixer"] if state is not None else {}
-    return mixer["key"].shape[-2] if "key" in mixer else tokens
 
 
 def _unit(x: Float[Array, "B N H D"]) -> Float[Array, "B N H D"]:

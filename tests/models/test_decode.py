@@ -1,10 +1,14 @@
 """Generating: greedy against the full forward, samplers against their distributions, prompts side by side."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flashjax.layers.extension import Extension
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.decode import GREEDY, Sampling, for_decoding, generate, sample
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
@@ -93,6 +97,31 @@ def test_the_last_position_of_a_model_is_reached_and_not_passed(name):
         generate(model, variables, [prompt], new + 1)
     with pytest.raises(ValueError, match="a cache of capacity 22 but"):
         model.init_cache(1, MOST + 1)
+
+
+LONGROPE = RopeParameters(
+    "longrope",
+    factor=2.0,
+    original_max_position_embeddings=24,
+    short_factor=(1.0, 1.1, 1.2, 1.3),
+    long_factor=(2.0, 5.0, 8.0, 12.0),
+)
+DYNAMIC = RopeParameters("dynamic", factor=8.0, original_max_position_embeddings=8)
+BY_LENGTH = {
+    "longrope": {"rope": LONGROPE},
+    "dynamic": {"rope": DYNAMIC},
+    "dynamic, at other distances": {"rope": DYNAMIC, "extension": Extension("rerope", window=16)},
+}
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_angles_are_those_of_the_tokens_there_will_be(given, name):
+    """Of 23, where a cache has room for 32."""
+    model = Transformer(dataclasses.replace(MODEL.config, **BY_LENGTH[name]))
+    prompts = np.random.default_rng(1).integers(0, V, (8, 5))
+    found = generate(model, given, list(prompts), 18)
+    rows = np.concatenate([prompts, found], 1)
+    np.testing.assert_array_equal(jnp.argmax(jax.jit(model.apply)(given, rows), -1)[:, 4:-1], found)
 
 
 @pytest.mark.parametrize("kind", ["flash", "quad"])
