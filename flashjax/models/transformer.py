@@ -16,13 +16,13 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 from flashjax.layers.bias import AlibiBias, BucketBias
-from flashjax.layers.embedding import Head, Table, project
+from flashjax.layers.embedding import Head, Table
 from flashjax.layers.extended_attention import key_copies
 from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn
 from flashjax.layers.residual import Residual
-from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack
+from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack, to_logits
 from flashjax.models.transformer_attention import Attention
 from flashjax.models.transformer_config import TransformerConfig
 
@@ -139,10 +139,10 @@ class Transformer(nn.Module):
         return state
 
     def prefill(self, tokens: Tokens, lengths: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Prompts, padded behind to one length, into an empty cache: (logits at each one's last token, cache)."""
+        """Prompts of a token or more, padded behind, into an empty cache: (logits at each one's last token, cache)."""
         positions = jnp.arange(tokens.shape[1])[None]
         valid = positions < lengths[:, None]
-        context = {"positions": positions, "segment_ids": None, "valid": valid}
+        context = {"positions": positions, "segment_ids": None, "valid": valid, "lengths": lengths}
         logits, new = self._run(tokens, cache, context, "prefill")
         return logits, cache | new | {"position": lengths.astype(jnp.int32)}
 
@@ -203,11 +203,5 @@ class Transformer(nn.Module):
         x, new = apply_layers(Block, layers, cfg.scan_layers, cfg.remat, x, cache, context)
         if cfg.norm_position != "post":
             x = _norm(cfg, "final_norm")(x)
-        if mode == "prefill":
-            x = x[jnp.arange(x.shape[0]), jnp.maximum(context["valid"].sum(1), 1) - 1]
-        elif mode == "step":
-            x = x[:, 0]
-        logits = (
-            project(x, embed.T) if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.initializers[0], name="head")(x)
-        )
-        return with_logical_constraint(logits, ("batch", *(length_name(N),) * (x.ndim - 2), "vocab")), new
+        head = None if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.initializers[0], name="head")
+        return to_logits(x, embed, head, mode, context.get("lengths")), new
