@@ -20,7 +20,7 @@ from flashjax.layers.embedding import Head, Table
 from flashjax.layers.extended_attention import key_copies
 from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
-from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn
+from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn, sinusoidal
 from flashjax.layers.residual import Residual
 from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack, to_logits
 from flashjax.models.transformer_attention import Attention
@@ -75,12 +75,6 @@ class Block(nn.Module):
         x = join("mlp_residual", x, norm(y, "mlp_out_norm", cfg.norm_position == "sandwich"))
         x = norm(x, "mlp_norm", not before)
         return with_logical_constraint(x, ("batch", length_name(x.shape[1]), "embed")), state
-
-
-def sinusoids(positions: Int[Array, "B N"], width: int) -> Float[Array, "B N C"]:
-    """`flashjax.layers.positions.sinusoidal` at given positions."""
-    angles = positions.astype(jnp.float32)[..., None] * 10000.0 ** -(jnp.arange(0, width, 2) / width)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
 
 
 class Transformer(nn.Module):
@@ -188,7 +182,7 @@ class Transformer(nn.Module):
             case "learned":
                 x = x + Table(cfg.max_length, cfg.width, name="position")()[context["positions"]].astype(x.dtype)
             case "sinusoidal":
-                x = x + sinusoids(context["positions"], cfg.width).astype(x.dtype)
+                x = x + sinusoidal(context["positions"], cfg.width).astype(x.dtype)
             case "alibi":
                 bias = AlibiBias(jnp.asarray(alibi_slopes(cfg.heads)))
             case "t5":
