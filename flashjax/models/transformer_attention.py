@@ -17,7 +17,7 @@ from flashjax.layers.attention import Mixer
 from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.extended_attention import attend, attend_cached, keys_to_keep
 from flashjax.layers.extension import log_n
-from flashjax.layers.norm import RMSNorm
+from flashjax.layers.norm import RMSNorm, unit
 from flashjax.layers.positions import turned
 from flashjax.layers.short_conv import ShortConv
 from flashjax.layers.watched import show_logits
@@ -78,9 +78,9 @@ class Attention(nn.Module):
         if cfg.qk_norm == "both":
             q, k = self.query_norm(q), self.key_norm(k)
         elif cfg.qk_norm == "keys":
-            k = _unit(k) * math.sqrt(cfg.dim)
+            k = unit(k, least=1e-12) * math.sqrt(cfg.dim)
         if mixer.unit_queries:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q, least=1e-12), unit(k, least=1e-12)
         if cfg.extension.kind != "none":
             o, new_state["mixer"] = self._extended(q, k, v, state, context)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
@@ -142,12 +142,6 @@ class Attention(nn.Module):
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
         y, state = conv(x, segment_ids, state, valid)
         return jax.nn.silu(y), state
-
-
-def _unit(x: Float[Array, "B N H D"]) -> Float[Array, "B N H D"]:
-    """x over its length, in float32; a zero vector stays one and has a zero gradient."""
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
-    return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))).astype(x.dtype)
 
 
 def _seen(cfg: TransformerConfig, window: int, positions: Array, segment_ids: Array | None) -> Array:
