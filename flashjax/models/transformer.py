@@ -15,6 +15,8 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
+from flashjax.layers.attention.pattern import Pattern
+from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.bias import AlibiBias, BucketBias
 from flashjax.layers.embedding import Head, Table
 from flashjax.layers.extended_attention import key_copies
@@ -122,8 +124,8 @@ class Transformer(nn.Module):
     def _layer_state(self, batch: int, capacity: int, last: bool) -> Any:
         cfg, mixer = self.config, self.config.make_mixer(last)
         heads = cfg.group if mixer.grouped else cfg.heads
-        # The cache of keys and values is as large as a model: it is kept in the compute dtype.
-        dtype = {"dtype": jnp.dtype(cfg.dtype)} if mixer.name == "softmax" else {}
+        # A cache of keys and values may be as large as a model: it is kept in the compute dtype, unlike sums over them.
+        dtype = {"dtype": jnp.dtype(cfg.dtype)} if isinstance(mixer, Softmax | Pattern) else {}
         rope = cfg.rope if cfg.position == "rope" else None
         copies = key_copies(cfg.extension, rope) if cfg.extension.kind != "none" else 1
         state = {"mixer": mixer.initial_state(batch, heads, copies * cfg.dim, cfg.dim, capacity, **dtype)}
