@@ -85,7 +85,8 @@ class Attention(nn.Module):
             o, new_state["mixer"] = self._extended(q, k, v, state, context)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
             return self.out(o), (None if self.mode == "full" else new_state)
-        if cfg.position == "rope" and not (self.last and cfg.full_last):
+        placed = not (self.last and cfg.full_last)
+        if cfg.position == "rope" and placed:
             q, k = (turned(y, context["turn"]) for y in (q, k))
         if cfg.extension.log_n != "none" and (self.last or not cfg.full_last):
             seen = _seen(cfg, getattr(mixer, "window", 0), context["positions"], context["segment_ids"])
@@ -98,7 +99,7 @@ class Attention(nn.Module):
             show_logits(self, q, k, mixer.scale or cfg.dim**-0.5)
 
         inputs = dict(self.inputs(x)) if self.has_inputs else {}
-        if context["bias"] is not None:
+        if context["bias"] is not None and placed:
             inputs["bias"] = context["bias"]
         if self.mode == "full":
             o = mixer.parallel(q, k, v, causal=cfg.causal, segment_ids=context["segment_ids"], **inputs)
