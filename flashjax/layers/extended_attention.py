@@ -47,9 +47,9 @@ def attend(
         k_valid: False for slots of a cache that are not filled, and for padding.
         rope: None: no positions (d does not matter).
         q_segment_ids, k_segment_ids: a query sees keys of its own segment, 0 none; both or neither.
-        length: for `dynamic` and `longrope`, the length that angles are made for; default K: the sequence in a forward
-            pass, the capacity of a cache in decoding. With one length a cached decoding equals the forward pass; with
-            one that grows it could not, since what earlier tokens left was made with other angles.
+        length: for `dynamic` and `longrope`, the length that angles are made for; default K. With one length a cached
+            decoding equals the forward pass; with one that grows it could not, since what earlier tokens left was made
+            with other angles.
         scale: of the logits; default D^-1/2.
 
     Returns attention in v's dtype; 0 for a query that sees nothing.
@@ -102,7 +102,7 @@ def keys_to_keep(
     k_positions: Int[Array, "B K"],
     rope: RopeParameters | None,
     extension: Extension,
-    length: int,
+    length: int | Int[Array, ""],
 ) -> Float[Array, "B K Hk PD"]:
     """The P copies of each key that `attend_cached` reads, rotated by their b(j), one behind the other.
 
@@ -121,7 +121,7 @@ def attend_cached(
     rope: RopeParameters | None,
     extension: Extension,
     *,
-    length: int,
+    length: int | Int[Array, ""],
     scale: float | None = None,
 ) -> Float[Array, "B H E"]:
     """Causal `attend` of one token a row, at position `at`, over what `keys_to_keep` made of keys 0 to `at`.

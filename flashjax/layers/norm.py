@@ -102,6 +102,16 @@ class ScaleNorm(nn.Module):
         return (g * x).astype(self.dtype)
 
 
+def unit(x: Float[Array, "..."], axis: int = -1, least: float = 1e-24) -> Float[Array, "..."]:
+    """x over its length along a dim, in float32; the result has x's dtype.
+
+    The square of a length counts as `least` where it is less (default: a length of 1e-12, as torch's normalize): a zero
+    vector stays one, and its gradient is finite.
+    """
+    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis, keepdims=True)
+    return (x * jax.lax.rsqrt(jnp.maximum(squares, least))).astype(x.dtype)
+
+
 class Shift(nn.Module):
     """In a norm's place: x plus one learned number, from 0; `scaled`: times another, from 1, before that.
 

@@ -449,12 +449,15 @@ def t5_bucket(
     return (offset + jnp.where(distance < single, distance, far)).astype(relative.dtype)
 
 
-def sinusoidal(length: int, width: int) -> Float[np.ndarray, "N C"]:
-    """sin(m / 10000^(2i/C)) in dim 2i, cos of it in dim 2i + 1, float32. Source: Vaswani et al. 2017, section 3.5."""
+def sinusoidal(positions: Int[Array, "*b N"], width: int) -> Float[Array, "*b N C"]:
+    """sin(m / 10000^(2i/C)) in dim 2i, cos of it in dim 2i + 1, float32. Source: Vaswani et al. 2017, section 3.5.
+
+    Raises ValueError for an odd width.
+    """
     if width % 2:
         raise ValueError(f"sinusoidal positions need an even width, found {width}")
-    angles = np.arange(length)[:, None] * 10000.0 ** -(np.arange(0, width, 2) / width)
-    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, width).astype(np.float32)
+    angles = positions.astype(jnp.float32)[..., None] * 10000.0 ** -(jnp.arange(0, width, 2) / width)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
 
 
 def positions_of(segment_ids: Int[Array, "B N"]) -> Int[Array, "B N"]:

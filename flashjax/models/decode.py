@@ -92,7 +92,8 @@ def generate(
     """The tokens that follow each prompt; up to `max_new_tokens`, ending with `eos` (or one of them) where that came.
 
     Prompts may differ in length: they are padded behind to a power of two, and read side by side in one call, so that
-    few lengths are compiled. `on_token(row, token)` is told of each token as it comes.
+    few lengths are compiled. `on_token(row, token)` is told of each token as it comes. Angles that depend on the length
+    are those of the longest prompt and `max_new_tokens` more.
 
     Args:
         key: for drawing; default key(0). Not used where sampling is greedy.
@@ -106,15 +107,17 @@ def generate(
     key = jax.random.key(0) if key is None else key
     ends = eos if isinstance(eos, Collection) else (eos,)
     lengths = np.asarray([len(row) for row in rows], np.int32)
-    most = _most(model)
-    N = min(_power(int(lengths.max())), most)
-    capacity = max(N, min(_capacity(int(lengths.max()) + max_new_tokens), most))
+    longest = int(lengths.max())
+    N = _power(longest)
+    capacity = max(N, _capacity(longest + max_new_tokens))
+    if (most := model.config.most_positions) is not None:
+        N, capacity = min(N, most), min(capacity, most)
     tokens = np.zeros((len(rows), N), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
 
     prefill, step = _compiled(model, sampling)
-    cache = model.init_cache(len(rows), capacity)
+    cache = model.init_cache(len(rows), capacity, longest + max_new_tokens)
     drawn, cache = prefill(variables, tokens, lengths, cache, jax.random.fold_in(key, 0))
     out: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
@@ -154,18 +157,12 @@ def _check(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int) -> No
     for prompt in prompts:
         if prompt.min() < 0 or prompt.max() >= vocab:
             raise ValueError(f"token {prompt[(prompt < 0) | (prompt >= vocab)][0]} is not among the model's {vocab}")
-    longest = max(map(len, prompts))
-    if longest + max_new_tokens - 1 > _most(model):
+    longest, most = max(map(len, prompts)), model.config.most_positions
+    if most is not None and longest + max_new_tokens - 1 > most:  # the last token is not read again
         raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} more, but the model has {_most(model)} positions: "
+            f"a prompt of {longest} tokens and {max_new_tokens} more, but the model has {most} positions: "
             "shorten one of them"
         )
-
-
-def _most(model: Any) -> int:
-    """Tokens that the model has positions for."""
-    learned = getattr(model.config, "position", None) == "learned"
-    return model.config.max_length if learned else 2**30
 
 
 def _power(n: int) -> int:

@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
-from flashjax.layers.embedding import Head, Table, project
+from flashjax.layers.embedding import Head, Table
 from flashjax.layers.initializers import KERNELS
 from flashjax.layers.norm import NORMS
 from flashjax.layers.positions import Turn, positions_of, rope_frequencies, rotary_turn
@@ -25,7 +25,7 @@ from flashjax.layers.residual import Residual
 from flashjax.models.flash_attention import GatedAttention
 from flashjax.models.flash_config import FlashConfig, lucidrains
 from flashjax.models.registry import register
-from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack
+from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack, to_logits
 from flashjax.ops.gated_attention import ChunkState
 
 __all__ = ["Flash", "FlashConfig", "Unit", "lucidrains"]
@@ -99,11 +99,12 @@ class Flash(nn.Module):
         return self._run(tokens, None, {"positions": positions, "segment_ids": segment_ids}, "full", train)[0]
 
     @nn.nowrap
-    def init_cache(self, batch: int, capacity: int) -> Cache:
+    def init_cache(self, batch: int, capacity: int, length: int | None = None) -> Cache:
         """What a decoder of `batch` rows remembers before the first token.
 
         Of flash this does not grow: s e + C (2s + e) numbers a row and layer, and `capacity` is not used. The other
-        kinds keep the keys and values of `capacity` tokens.
+        kinds keep the keys and values of `capacity` tokens; a step beyond it is not an error, but wrong: the token is
+        dropped. `length` is of Transformers, some of whose angles depend on it.
 
         Raises ValueError for an encoder, for n counted by rows, and for a capacity beyond a Toeplitz bias.
         """
@@ -130,13 +131,13 @@ class Flash(nn.Module):
         return (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
 
     def prefill(self, tokens: Tokens, lengths: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Prompts, padded behind to one length, into an empty cache: (logits at each one's last token, cache)."""
+        """Prompts of a token or more, padded behind, into an empty cache: (logits at each one's last token, cache)."""
         context = {"positions": jnp.arange(tokens.shape[1]), "segment_ids": None, "lengths": lengths}
         logits, cache = self._run(tokens, cache, context, "prefill")
         return logits, cache | {"position": lengths.astype(jnp.int32)}
 
     def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One token more in each row: (logits of the next one, cache)."""
+        """One token more in each row, of no more than the cache has room for: (logits of the next one, cache)."""
         position = cache["position"]
         logits, cache = self._run(tokens[:, None], cache, {"positions": position[:, None], "segment_ids": None}, "step")
         return logits, cache | {"position": position + 1}
@@ -144,9 +145,9 @@ class Flash(nn.Module):
     @nn.nowrap
     def _check_length(self, length: int, what: str) -> None:
         cfg = self.config
-        if cfg.kind != "flash" and cfg.bias_kind == "toeplitz" and length > cfg.span:
+        if cfg.most_positions is not None and length > cfg.most_positions:
             raise ValueError(
-                f"{what} {length} but the Toeplitz bias spans {cfg.span}: raise max_length, or bias='rope'"
+                f"{what} {length} but the Toeplitz bias spans {cfg.most_positions}: raise max_length, or bias='rope'"
             )
 
     @nn.nowrap
@@ -194,16 +195,9 @@ class Flash(nn.Module):
         x, new = apply_layers(Unit, layers, cfg.scan_layers, cfg.remat, x, cache, context)
         norm = NORMS[cfg.final_norm or cfg.norm]
         x = norm(epsilon=cfg.norm_epsilon, dtype=cfg.dtype, name="final_norm")(x)
-        if mode == "prefill":
-            x = x[jnp.arange(x.shape[0]), context["lengths"] - 1]
-        elif mode == "step":
-            x = x[:, 0]
-        logits = (
-            project(x, embed.T)
-            if cfg.tie_embeddings
-            else Head(cfg.vocab_size, KERNELS[cfg.initializer], cfg.head_bias, name="head")(x)
-        )
-        return with_logical_constraint(logits, ("batch", *(length_name(N),) * (x.ndim - 2), "vocab")), new
+        init = KERNELS[cfg.initializer]
+        head = None if cfg.tie_embeddings else Head(cfg.vocab_size, init, cfg.head_bias, name="head")
+        return to_logits(x, embed, head, mode, context.get("lengths")), new
 
 
 def _variants() -> dict[str, FlashConfig]:

@@ -139,6 +139,11 @@ class FlashConfig:
         return self.bias if self.bias != "paper" else "toeplitz" if self.span <= TOEPLITZ_SPAN else "rope"
 
     @property
+    def most_positions(self) -> int | None:
+        """Tokens that a sequence may have; None: any number."""
+        return self.span if self.kind != "flash" and self.bias_kind == "toeplitz" else None
+
+    @property
     def projections(self) -> int:
         """Queries and keys made of Z: a pair, of flash two pairs."""
         return 4 if self.kind == "flash" else 2

@@ -1,5 +1,5 @@
 """A stack of layers: how it is run, and its parameters, which have one leading dim for all (scanned), or a subtree for
-each (`layer_0`, `layer_1` ...).
+each (`layer_0`, `layer_1` ...). And the end of a language model, behind it.
 
 Scanned layers compile once; a subtree for each is what decoding wants, which would otherwise copy a layer's weights out
 of the stack at every token.
@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from flax.linen.spmd import with_logical_constraint
+from jaxtyping import Array, Float, Int
+
+from flashjax.layers.embedding import Head, project
 
 STACKED, LAYER = "layers", re.compile(r"layer_(\d+)$")
 REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -62,6 +65,26 @@ def apply_layers(
         name = f"layer_{i}"
         x, after[name] = kind(*its, name=name)(x, before.get(name), context)
     return x, after
+
+
+def to_logits(
+    x: Float[Array, "B N C"],
+    embed: Float[Array, "V C"],
+    head: Head | None,
+    mode: Mode,
+    lengths: Int[Array, "B"] | None = None,
+) -> Float[Array, "B *N V"]:
+    """Float32 logits of every token, or of a row's last one where it is decoded: of a prompt the one at lengths - 1.
+
+    By `head`, or where it is None by the embedding.
+    """
+    if mode == "prefill":
+        assert lengths is not None
+        x = x[jnp.arange(x.shape[0]), lengths - 1]
+    elif mode == "step":
+        x = x[:, 0]
+    logits = project(x, embed.T) if head is None else head(x)
+    return with_logical_constraint(logits, ("batch", *map(length_name, x.shape[1:-1]), "vocab"))
 
 
 def length_name(tokens: int) -> str | None:

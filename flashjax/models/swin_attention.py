@@ -14,6 +14,7 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.layers.initializers import KERNELS, NORMAL
+from flashjax.layers.norm import unit
 from flashjax.layers.watched import show_logits
 from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import branch_kernels, window_kernel
@@ -46,7 +47,7 @@ class WindowAttention(nn.Module):
         if cfg.version == 1:
             q = q * (C // heads) ** -0.5
         else:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q), unit(k)
         logits = jnp.einsum("BLnhd,BLmhd->BLhnm", q, k, preferred_element_type=jnp.float32)
         scale: Any = 1.0  # version 1 has it in q
         if cfg.version == 2:
@@ -134,7 +135,7 @@ class PairedAttention(RectangleAttention):
         if cfg.version == 1:
             q = q * (C // self.heads) ** -0.5
         else:
-            q, k, scale = _unit(q, -2), _unit(k, -2), self.logit_scale()
+            q, k, scale = unit(q, -2), unit(k, -2), self.logit_scale()
         show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
         if cfg.version == 2:
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
@@ -178,7 +179,7 @@ class KernelAttention(RectangleAttention):
             qkv, scale = keep(qkv), width**-0.5
         else:
             q, k, v = (keep(x @ kernel + bias) for kernel, bias in projections)
-            q, k = (_unit(y.reshape(*y.shape[:-1], heads, width)) for y in (q, k))
+            q, k = (unit(y.reshape(*y.shape[:-1], heads, width)) for y in (q, k))
             q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
             qkv, scale = window_kernel.joined(q.reshape(x.shape), k.reshape(x.shape), v, heads), 1.0
             offset = jnp.zeros(qkv.shape[-1], qkv.dtype)
@@ -220,9 +221,3 @@ class BiasNetwork(nn.Module):
         init = KERNELS[self.config.initializer]
         x = nn.relu(nn.Dense(512, kernel_init=init, name="fc1")(coords))
         return nn.Dense(self.heads, use_bias=False, kernel_init=init, name="fc2")(x)
-
-
-def _unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """x over its length (at least 1e-12, as torch's normalize), in float32; a zero vector has a zero gradient."""
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis, keepdims=True)
-    return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)

@@ -15,15 +15,17 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
+from flashjax.layers.attention.pattern import Pattern
+from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.bias import AlibiBias, BucketBias
-from flashjax.layers.embedding import Head, Table, project
+from flashjax.layers.embedding import Head, Table
 from flashjax.layers.extended_attention import key_copies
 from flashjax.layers.mlp import FeedForward
 from flashjax.layers.norm import NORMS
-from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn
+from flashjax.layers.positions import Turn, alibi_slopes, positions_of, rope_frequencies, rotary_turn, sinusoidal
 from flashjax.layers.residual import Residual
-from flashjax.models.stack import STACKED, Cache, Context, Mode, apply_layers, length_name, stack
-from flashjax.models.transformer_attention import Attention, angles_length
+from flashjax.models.stack import Cache, Context, Mode, apply_layers, length_name, stack, to_logits
+from flashjax.models.transformer_attention import Attention
 from flashjax.models.transformer_config import TransformerConfig
 
 __all__ = ["Block", "Transformer", "TransformerConfig"]
@@ -77,12 +79,6 @@ class Block(nn.Module):
         return with_logical_constraint(x, ("batch", length_name(x.shape[1]), "embed")), state
 
 
-def sinusoids(positions: Int[Array, "B N"], width: int) -> Float[Array, "B N C"]:
-    """`flashjax.layers.positions.sinusoidal` at given positions."""
-    angles = positions.astype(jnp.float32)[..., None] * 10000.0 ** -(jnp.arange(0, width, 2) / width)
-    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(*positions.shape, width)
-
-
 class Transformer(nn.Module):
     """Tokens to logits (`__call__`), and token by token with a cache (`prefill`, `step`).
 
@@ -97,30 +93,39 @@ class Transformer(nn.Module):
         `segment_ids` numbers the documents of a packed row from 1, 0 is padding: a token sees its own document, whose
         positions begin at 0.
 
-        Raises ValueError for more tokens than learned positions.
+        Raises ValueError for more tokens than the model has positions.
         """
         positions = jnp.arange(tokens.shape[1])[None] if segment_ids is None else positions_of(segment_ids)
         return self._run(tokens, None, {"positions": positions, "segment_ids": segment_ids}, "full", train)[0]
 
     @nn.nowrap
-    def init_cache(self, batch: int, capacity: int) -> Cache:
+    def init_cache(self, batch: int, capacity: int, length: int | None = None) -> Cache:
         """What a decoder of `batch` rows remembers before the first token; room for `capacity` tokens.
 
-        Raises ValueError for an encoder, and for a capacity beyond learned positions.
+        A step beyond it is not an error, but wrong: the token is dropped, or takes the place of one that is still seen.
+
+        Args:
+            length: tokens that there will be, which angles that depend on the length (`dynamic`, `longrope`) are made
+                for; default `capacity`.
+
+        Raises ValueError for an encoder, and for a capacity beyond the model's positions.
         """
         cfg = self.config
         if not cfg.causal:
             raise ValueError("an encoder (causal=False) sees all tokens at once: it cannot decode")
         self._check_length(capacity, "a cache of capacity")
         layers = {f"layer_{i}": self._layer_state(batch, capacity, i == cfg.depth - 1) for i in range(cfg.depth)}
-        return (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
+        cache = (stack(layers) if cfg.scan_layers else layers) | {"position": jnp.zeros((batch,), jnp.int32)}
+        if cfg.position == "rope" and cfg.rope.by_length:
+            cache["length"] = jnp.asarray(capacity if length is None else length, jnp.int32)
+        return cache
 
     @nn.nowrap
     def _layer_state(self, batch: int, capacity: int, last: bool) -> Any:
         cfg, mixer = self.config, self.config.make_mixer(last)
         heads = cfg.group if mixer.grouped else cfg.heads
-        # The cache of keys and values is as large as a model: it is kept in the compute dtype.
-        dtype = {"dtype": jnp.dtype(cfg.dtype)} if mixer.name == "softmax" else {}
+        # A cache of keys and values may be as large as a model: it is kept in the compute dtype, unlike sums over them.
+        dtype = {"dtype": jnp.dtype(cfg.dtype)} if isinstance(mixer, Softmax | Pattern) else {}
         rope = cfg.rope if cfg.position == "rope" else None
         copies = key_copies(cfg.extension, rope) if cfg.extension.kind != "none" else 1
         state = {"mixer": mixer.initial_state(batch, heads, copies * cfg.dim, cfg.dim, capacity, **dtype)}
@@ -130,34 +135,35 @@ class Transformer(nn.Module):
         return state
 
     def prefill(self, tokens: Tokens, lengths: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """Prompts, padded behind to one length, into an empty cache: (logits at each one's last token, cache)."""
+        """Prompts of a token or more, padded behind, into an empty cache: (logits at each one's last token, cache)."""
         positions = jnp.arange(tokens.shape[1])[None]
         valid = positions < lengths[:, None]
-        context = {"positions": positions, "segment_ids": None, "valid": valid}
-        logits, cache = self._run(tokens, cache, context, "prefill")
-        return logits, cache | {"position": lengths.astype(jnp.int32)}
+        context = {"positions": positions, "segment_ids": None, "valid": valid, "lengths": lengths}
+        logits, new = self._run(tokens, cache, context, "prefill")
+        return logits, cache | new | {"position": lengths.astype(jnp.int32)}
 
     def step(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One token more in each row: (logits of the next one, cache)."""
+        """One token more in each row, of no more than the cache has room for: (logits of the next one, cache)."""
         position = cache["position"]
         context = {"positions": position[:, None], "segment_ids": None}
-        logits, cache = self._run(tokens[:, None], cache, context, "step")
-        return logits, cache | {"position": position + 1}
+        logits, new = self._run(tokens[:, None], cache, context, "step")
+        return logits, cache | new | {"position": position + 1}
 
     @nn.nowrap
     def _check_length(self, length: int, what: str) -> None:
         cfg = self.config
-        if cfg.position == "learned" and length > cfg.max_length:
-            raise ValueError(f"{what} {length} but there are {cfg.max_length} learned positions: raise max_length")
+        if cfg.most_positions is not None and length > cfg.most_positions:
+            whose = "learned" if cfg.position == "learned" else cfg.mixer
+            raise ValueError(f"{what} {length} but there are {cfg.max_length} {whose} positions: raise max_length")
 
     @nn.nowrap
-    def _turn(self, N: int, context: Context, mode: Mode, cache: Cache | None) -> Turn | None:
+    def _turn(self, N: int, context: Context, mode: Mode) -> Turn | None:
         """What all layers turn their queries and keys by."""
         cfg = self.config
         if cfg.position != "rope" or cfg.extension.kind != "none":
             return None
-        first = None if cache is None else cache[STACKED if cfg.scan_layers else "layer_0"]
-        frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, angles_length(N, first))
+        length = N if context["length"] is None else context["length"]
+        frequencies, attention_scale = rope_frequencies(cfg.rope, cfg.dim, length)
         ids = context["segment_ids"]
         positions = context["positions"] if mode == "step" or ids is not None else None
         return rotary_turn(positions, frequencies, attention_scale, None if mode == "step" else N)
@@ -178,7 +184,7 @@ class Transformer(nn.Module):
             case "learned":
                 x = x + Table(cfg.max_length, cfg.width, name="position")()[context["positions"]].astype(x.dtype)
             case "sinusoidal":
-                x = x + sinusoids(context["positions"], cfg.width).astype(x.dtype)
+                x = x + sinusoidal(context["positions"], cfg.width).astype(x.dtype)
             case "alibi":
                 bias = AlibiBias(jnp.asarray(alibi_slopes(cfg.heads)))
             case "t5":
@@ -186,17 +192,12 @@ class Transformer(nn.Module):
                 bias = BucketBias(table, bidirectional=not cfg.causal, max_distance=cfg.t5_max_distance)
         x = nn.Dropout(cfg.dropout_rate, deterministic=not train)(x)
         x = with_logical_constraint(x, ("batch", length_name(N), "embed"))
-        context = {"valid": None, "bias": bias, "turn": self._turn(N, context, mode, cache), **context}
+        context = {"valid": None, "bias": bias, "length": None if cache is None else cache.get("length"), **context}
+        context["turn"] = self._turn(N, context, mode)
 
         layers = [(cfg, mode, train, not cfg.scan_layers and i == cfg.depth - 1) for i in range(cfg.depth)]
         x, new = apply_layers(Block, layers, cfg.scan_layers, cfg.remat, x, cache, context)
         if cfg.norm_position != "post":
             x = _norm(cfg, "final_norm")(x)
-        if mode == "prefill":
-            x = x[jnp.arange(x.shape[0]), jnp.maximum(context["valid"].sum(1), 1) - 1]
-        elif mode == "step":
-            x = x[:, 0]
-        logits = (
-            project(x, embed.T) if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.initializers[0], name="head")(x)
-        )
-        return with_logical_constraint(logits, ("batch", *(length_name(N),) * (x.ndim - 2), "vocab")), new
+        head = None if cfg.tie_embeddings else Head(cfg.vocab_size, cfg.initializers[0], name="head")
+        return to_logits(x, embed, head, mode, context.get("lengths")), new

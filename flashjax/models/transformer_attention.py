@@ -17,7 +17,7 @@ from flashjax.layers.attention import Mixer
 from flashjax.layers.attention.softmax import Softmax
 from flashjax.layers.extended_attention import attend, attend_cached, keys_to_keep
 from flashjax.layers.extension import log_n
-from flashjax.layers.norm import RMSNorm
+from flashjax.layers.norm import RMSNorm, unit
 from flashjax.layers.positions import turned
 from flashjax.layers.short_conv import ShortConv
 from flashjax.layers.watched import show_logits
@@ -78,14 +78,15 @@ class Attention(nn.Module):
         if cfg.qk_norm == "both":
             q, k = self.query_norm(q), self.key_norm(k)
         elif cfg.qk_norm == "keys":
-            k = _unit(k) * math.sqrt(cfg.dim)
+            k = unit(k, least=1e-12) * math.sqrt(cfg.dim)
         if mixer.unit_queries:
-            q, k = _unit(q), _unit(k)
+            q, k = unit(q, least=1e-12), unit(k, least=1e-12)
         if cfg.extension.kind != "none":
             o, new_state["mixer"] = self._extended(q, k, v, state, context)
             o = o.astype(cfg.dtype).reshape(B, N, cfg.heads * cfg.dim)
             return self.out(o), (None if self.mode == "full" else new_state)
-        if cfg.position == "rope" and not (self.last and cfg.full_last):
+        placed = not (self.last and cfg.full_last)
+        if cfg.position == "rope" and placed:
             q, k = (turned(y, context["turn"]) for y in (q, k))
         if cfg.extension.log_n != "none" and (self.last or not cfg.full_last):
             seen = _seen(cfg, getattr(mixer, "window", 0), context["positions"], context["segment_ids"])
@@ -98,7 +99,7 @@ class Attention(nn.Module):
             show_logits(self, q, k, mixer.scale or cfg.dim**-0.5)
 
         inputs = dict(self.inputs(x)) if self.has_inputs else {}
-        if context["bias"] is not None:
+        if context["bias"] is not None and placed:
             inputs["bias"] = context["bias"]
         if self.mode == "full":
             o = mixer.parallel(q, k, v, causal=cfg.causal, segment_ids=context["segment_ids"], **inputs)
@@ -118,21 +119,22 @@ class Attention(nn.Module):
     def _extended(self, q: Array, k: Array, v: Array, state: Any, context: Context):
         """(attention by `extension`, the mixer's state after it: its keys are `keys_to_keep`)."""
         cfg, mixer, (B, N) = self.config, self.mixer, q.shape[:2]
+        assert isinstance(mixer, Softmax)  # the configuration has no extension of others
         positions, ids = jnp.broadcast_to(context["positions"], (B, N)), context["segment_ids"]
         rope = cfg.rope if cfg.position == "rope" else None
-        scale = mixer.scale or None  # type: ignore[attr-defined]
-        length, new = angles_length(N, state), None
+        scale, new = mixer.scale or None, None
+        length = N if context["length"] is None else context["length"]
         if self.mode != "full":
             kept = keys_to_keep(k, positions, rope, cfg.extension, length)
         if self.mode == "step":
-            new = mixer.append(state["mixer"], kept[:, 0], v[:, 0])  # type: ignore[attr-defined]
+            new = mixer.append(state["mixer"], kept[:, 0], v[:, 0])
             values = new["value"].astype(v.dtype)
             at = positions[:, 0]
             o = attend_cached(q[:, 0], new["key"], values, at, rope, cfg.extension, length=length, scale=scale)
             return o[:, None], new
         valid = jnp.ones((B, N), bool)
         if self.mode == "prefill":
-            valid, new = context["valid"], mixer.fill(kept, v, context["valid"], state["mixer"])  # type: ignore[attr-defined]
+            valid, new = context["valid"], mixer.fill(kept, v, context["valid"], state["mixer"])
         names = ("batch", length_name(N), "heads", None)
         q, k, v = (with_logical_constraint(y, names) for y in (q, k, v))
         arguments: Any = {"q_segment_ids": ids, "k_segment_ids": ids, "length": length, "scale": scale}
@@ -141,19 +143,6 @@ class Attention(nn.Module):
     def _conv(self, conv: ShortConv, x: Array, state: Any, segment_ids: Any, valid: Any) -> tuple[Array, Any]:
         y, state = conv(x, segment_ids, state, valid)
         return jax.nn.silu(y), state
-
-
-def angles_length(tokens: int, state: Any) -> int:
-    """The length that angles are made for, where they depend on it: the row's, or all that a layer's cache of keys has
-    room for, which is the same at every step."""
-    mixer = state["mixer"] if state is not None else {}
-    return mixer["key"].shape[-2] if "key" in mixer else tokens
-
-
-def _unit(x: Float[Array, "B N H D"]) -> Float[Array, "B N H D"]:
-    """x over its length, in float32; a zero vector stays one and has a zero gradient."""
-    squares = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
-    return (x * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))).astype(x.dtype)
 
 
 def _seen(cfg: TransformerConfig, window: int, positions: Array, segment_ids: Array | None) -> Array:

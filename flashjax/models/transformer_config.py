@@ -80,8 +80,8 @@ class TransformerConfig:
     mixer_options: str = ""
     """Its options: NAME=VALUE, NAME=VALUE."""
     full_last: bool = False
-    """The last block sees all tokens, without positions, and extension.log_n is its alone; the mixer's window is for
-    the others (HWFA: Su, kexue.fm 9603)."""
+    """The last block sees all tokens, without rotation or bias by their positions, and extension.log_n is its alone;
+    the mixer's window is for the others (HWFA: Su, kexue.fm 9603)."""
     extension: Extension = dataclasses.field(default_factory=Extension)
     """What softmax attention does beyond the length trained at: other distances, other keys, logits by log n."""
     causal: bool = True
@@ -161,6 +161,11 @@ class TransformerConfig:
     def dim(self) -> int:
         """D."""
         return self.head_dim or self.width // self.heads
+
+    @property
+    def most_positions(self) -> int | None:
+        """Tokens that a sequence may have; None: any number."""
+        return self.max_length if self.position == "learned" or self.make_mixer().bounded else None
 
     @property
     def head_width(self) -> int:

@@ -198,7 +198,10 @@ def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | No
         figures = {"held-out perplexity": f"{np.exp(result.metrics['loss']):.3f}", **figures}
     samples = []
     if jax.process_count() == 1:  # several processes would each have a part of the parameters
-        samples = [sample_text(built, result.variables())]
+        try:
+            samples = [sample_text(built, result.variables())]
+        except Exception as error:  # whatever it is, the run is done and its report is due
+            figures["text"] = f"none, {type(error).__name__}: {error}"
     training.finish(built, result, further=further, figures=figures, samples=samples)
     return result
 
@@ -206,7 +209,9 @@ def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | No
 def sample_text(built: Experiment, variables: Mapping[str, Any]) -> tuple[str, str]:
     """(given text, what the model makes of it): the continuation of a prompt, or a text with its hidden tokens guessed.
 
-    Without a prompt it is how the held-out text begins.
+    Without a prompt it is how the held-out text begins, of which half of the model's positions are left free.
+
+    Raises ValueError where nothing can be made of the prompt, such as one longer than the model has positions.
     """
     config: Any = built.config
     goal = built.objective
@@ -219,7 +224,9 @@ def sample_text(built: Experiment, variables: Mapping[str, Any]) -> tuple[str, s
             _, chosen = goal.masking.hide(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), drawn)
             tokens = np.where(np.asarray(chosen), goal.masking.mask_token, tokens)
         return guess(goal, variables, tokens[0], tokenizer)
-    tokens = _prompt_tokens(config, tokenizer)[0] if config.prompt else _held_out(built, 64)[0]
+    positions = goal.model.config.most_positions
+    most = 64 if positions is None else min(64, max(1, positions // 2))
+    tokens = _prompt_tokens(config, tokenizer)[0] if config.prompt else _held_out(built, most)[0]
     new = continue_text(goal.model, variables, tokens, config, tokenizer)
     return tokenizer.decode(tokens), tokenizer.decode(new)
 
@@ -247,7 +254,10 @@ def continue_text(
     tokenizer: Tokenizer,
     show: Callable[[str], None] | None = None,
 ) -> list[int]:
-    """The tokens that follow; ``show`` is given their text as it comes."""
+    """The tokens that follow, no more than the model has positions for; ``show`` is given their text as it comes.
+
+    Raises ValueError as `generate` does.
+    """
     stream = tokenizer.stream()
 
     def on_token(_: int, token: int) -> None:
@@ -255,8 +265,8 @@ def continue_text(
             show(stream(token))
 
     most = config.max_new_tokens
-    if getattr(model.config, "position", None) == "learned":
-        most = min(most, model.config.max_length - len(tokens))
+    if (positions := model.config.most_positions) is not None:
+        most = min(most, max(1, positions + 1 - len(tokens)))  # the last one is not read again
     (new,) = generate(
         model,
         variables,

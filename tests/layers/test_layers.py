@@ -9,7 +9,7 @@ from flax import linen as nn
 from flashjax.layers.drop_path import DropPath
 from flashjax.layers.initializers import NORMAL, torch_uniform
 from flashjax.layers.mlp import ACTIVATIONS, FeedForward, Mlp
-from flashjax.layers.norm import NORMS, GroupNorm, LayerNorm, RMSNorm
+from flashjax.layers.norm import NORMS, GroupNorm, LayerNorm, RMSNorm, unit
 from flashjax.layers.residual import Residual
 from flashjax.layers.short_conv import ShortConv
 
@@ -61,6 +61,17 @@ def test_layer_norm_gradients_are_those_of_its_definition():
     got = jax.grad(lambda *args: (layer(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     want = jax.grad(lambda *args: (reference(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+def test_unit_vectors():
+    x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    x[1] = 0
+    for axis in (-1, -2):
+        length = np.maximum(np.linalg.norm(x, axis=axis, keepdims=True), 1e-12)
+        np.testing.assert_allclose(unit(jnp.asarray(x), axis), x / length, rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros(4))).all()
+    np.testing.assert_allclose(unit(jnp.asarray([1e-7, 0]), least=1e-12), [0.1, 0], rtol=1e-6)  # a length of 1e-6
+    assert unit(jnp.ones(4, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_rms_and_scale_norm_are_their_equations():

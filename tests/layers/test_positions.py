@@ -161,8 +161,14 @@ def test_t5_buckets():
 
 
 def test_sinusoids_and_positions_of_documents():
-    found = sinusoidal(50, 8)
-    np.testing.assert_allclose(found[49, 2:4], [math.sin(4.9), math.cos(4.9)], rtol=1e-6)
+    found = sinusoidal(jnp.array([[0, 3], [49, 1]]), 8)
+    assert found.shape == (2, 2, 8) and found.dtype == jnp.float32
+    np.testing.assert_array_equal(found[0, 0], [0, 1] * 4)
+    angles = [49.0, 4.9, 0.49, 0.049]
+    np.testing.assert_allclose(found[1, 0, ::2], np.sin(angles), rtol=1e-5)
+    np.testing.assert_allclose(found[1, 0, 1::2], np.cos(angles), rtol=1e-5)
+    with pytest.raises(ValueError, match="an even width, found 7"):
+        sinusoidal(jnp.arange(2), 7)
     ids = jnp.array([[1, 1, 1, 2, 3, 3, 0, 0], [4, 4, 4, 4, 4, 4, 4, 4]])
     np.testing.assert_array_equal(positions_of(ids), [[0, 1, 2, 0, 0, 1, 0, 1], list(range(8))])
 

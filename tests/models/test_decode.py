@@ -1,11 +1,16 @@
 """Generating: greedy against the full forward, samplers against their distributions, prompts side by side."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flashjax.layers.extension import Extension
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.decode import GREEDY, Sampling, for_decoding, generate, sample
+from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 
 V = 23
@@ -16,11 +21,15 @@ PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2]]
 NEW = 5
 
 
+def drawn(model):
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), variables)
+
+
 @pytest.fixture(scope="module")
 def given():
-    drawn = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), drawn)
+    return drawn(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,61 @@ def test_layers_come_apart_for_decoding(given):
     apart, params = for_decoding(MODEL, given)
     assert not apart.config.scan_layers and set(params["params"]) >= {"layer_0", "layer_1"}  # type: ignore[attr-defined]
     assert for_decoding(apart, params) == (apart, params)
+
+
+MOST = 21
+ONE_LAYER = {"vocab_size": V, "width": 16, "depth": 1, "max_length": MOST}
+BOUNDED = {
+    "learned": Transformer(TransformerConfig(**ONE_LAYER, heads=2)),
+    "cosformer": Transformer(TransformerConfig(**ONE_LAYER, heads=2, position="none", mixer="cosformer")),
+    "toeplitz": Flash(FlashConfig(**ONE_LAYER, head_dim=8, kind="quad")),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_last_position_of_a_model_is_reached_and_not_passed(name):
+    """Lengths of prompts and caches are rounded up, and those of 17 tokens would be 32."""
+    model, prompt = BOUNDED[name], PROMPTS[1]
+    new = MOST + 1 - len(prompt)  # the last token drawn is not read again
+    variables = drawn(model)
+    (found,) = generate(model, variables, [prompt], new)
+    best = jnp.argmax(jax.jit(model.apply)(variables, jnp.asarray([prompt + found[:-1]])), -1)[0]
+    assert found == best[len(prompt) - 1 :].tolist()
+    with pytest.raises(ValueError, match="a prompt of 17 tokens and 6 more, but the model has 21 positions"):
+        generate(model, variables, [prompt], new + 1)
+    with pytest.raises(ValueError, match="a cache of capacity 22 but"):
+        model.init_cache(1, MOST + 1)
+
+
+LONGROPE = RopeParameters(
+    "longrope",
+    factor=2.0,
+    original_max_position_embeddings=24,
+    short_factor=(1.0, 1.1, 1.2, 1.3),
+    long_factor=(2.0, 5.0, 8.0, 12.0),
+)
+DYNAMIC = RopeParameters("dynamic", factor=8.0, original_max_position_embeddings=8)
+BY_LENGTH = {
+    "longrope": {"rope": LONGROPE},
+    "dynamic": {"rope": DYNAMIC},
+    "dynamic, at other distances": {"rope": DYNAMIC, "extension": Extension("rerope", window=16)},
+}
+
+
+@pytest.mark.parametrize("name", BY_LENGTH)
+def test_angles_are_those_of_the_tokens_there_will_be(given, name):
+    """Of 23, where a cache has room for 32."""
+    model = Transformer(dataclasses.replace(MODEL.config, **BY_LENGTH[name]))
+    prompts = np.random.default_rng(1).integers(0, V, (8, 5))
+    found = generate(model, given, list(prompts), 18)
+    rows = np.concatenate([prompts, found], 1)
+    np.testing.assert_array_equal(jnp.argmax(jax.jit(model.apply)(given, rows), -1)[:, 4:-1], found)
+
+
+@pytest.mark.parametrize("kind", ["flash", "quad"])
+def test_other_models_have_no_last_position(kind):
+    assert FlashConfig(kind=kind, bias="rope").most_positions is None
+    assert TransformerConfig(position="rope").most_positions is None
 
 
 LOGITS = jnp.log(jnp.asarray([[0.05, 0.4, 0.1, 0.25, 0.2]]))
@@ -111,6 +175,3 @@ def test_errors_name_the_value(given):
         Sampling(top_p=0.0)
     with pytest.raises(ValueError, match="top_k is -2"):
         Sampling(top_k=-2)
-    learned = Transformer(TransformerConfig(vocab_size=V, width=16, depth=1, heads=2, max_length=8))
-    with pytest.raises(ValueError, match="a prompt of 3 tokens and 7 more, but the model has 8 positions"):
-        generate(learned, given, [[1, 2, 3]], 7)

@@ -201,8 +201,13 @@ def test_a_scanned_cache_has_a_dim_of_layers():
     cache = model(**MODERN, scan_layers=True).init_cache(3, 7)
     assert cache["layers"]["mixer"]["key"].shape == (2, 3, 2, 7, 4)
     assert cache["position"].shape == (3,)
-    half = model(**MODERN, dtype="bfloat16").init_cache(3, 7)
-    assert half["layer_1"]["mixer"]["value"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "sliding_window", "longformer", "gla"])
+def test_a_cache_of_keys_has_the_compute_dtype_and_sums_are_float32(mixer):
+    cache = model(**{**MODERN, "qk_norm": "none", "mixer": mixer}, dtype="bfloat16").init_cache(3, 7)
+    found = {x.dtype for x in jax.tree.leaves(cache["layer_1"]["mixer"]) if jnp.issubdtype(x.dtype, jnp.floating)}
+    assert found == {jnp.dtype(jnp.float32 if mixer == "gla" else jnp.bfloat16)}
 
 
 @pytest.mark.slow

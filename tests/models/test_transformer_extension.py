@@ -110,6 +110,17 @@ def test_packed_documents_are_as_if_alone():
     np.testing.assert_allclose(packed[:, 6:], alone[:, :7], atol=1e-5)
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi", "t5"])
+def test_the_full_last_block_knows_no_positions(position):
+    one = dataclasses.replace(TINY, depth=1, scan_layers=False, position=position)
+    last = Transformer(dataclasses.replace(one, full_last=True, mixer_options="window=3"))
+    given = jax.jit(last.init)(jax.random.key(0), tokens())
+    plain = Transformer(dataclasses.replace(one, position="none"))
+    run = [np.asarray(jax.jit(model.apply)(given, tokens())) for model in (last, plain, Transformer(one))]
+    np.testing.assert_array_equal(run[0], run[1])
+    assert np.abs(run[2] - run[1]).max() > 1e-4
+
+
 def test_keys_of_length_one():
     """The logits of qk_norm=keys do not change with the length of a key."""
     model = Transformer(dataclasses.replace(TINY, qk_norm="keys"))

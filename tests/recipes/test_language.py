@@ -87,6 +87,35 @@ def test_predict_continues_the_prompt(trained, capfd):
 
 
 @pytest.mark.slow
+def test_text_that_cannot_be_made_is_a_sentence_of_the_report(text, tmp_path, capfd):
+    model = dataclasses.replace(MODEL, position="learned", scan_layers=False, depth=1)
+    config = dataclasses.replace(toy(text, tmp_path, model=model, prompt="In line 3 " * 5), steps=2)
+    language.run(config, Transformer, PROGRAM, Watchdog())
+    sentence = "none, ValueError: a prompt of 51 tokens and 1 more, but the model has 32 positions"
+    assert sentence in capfd.readouterr().out
+    assert sentence in (language.Path(config.workdir) / "report.html").read_text()
+
+
+@pytest.mark.parametrize("mixer", ["softmax", "cosformer"])
+def test_a_sample_is_no_longer_than_the_model_has_positions(text, tmp_path, mixer):
+    position = "learned" if mixer == "softmax" else "none"
+    model = dataclasses.replace(MODEL, position=position, mixer=mixer, depth=1, max_length=10)
+    built = language.experiment(
+        dataclasses.replace(toy(text, tmp_path, model=model), max_new_tokens=200), Transformer, PROGRAM
+    )
+    assert isinstance(built.objective, LanguageModelling)
+    net = built.objective.model
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    given, _ = language.sample_text(built, variables)
+    assert given == "In l"  # half of the positions: a token that begins texts, and four bytes
+    tokenizer = language.data.open_tokenizer(built.config.data.tokenizer, None)
+    for length, room in ((5, 6), (10, 1)):  # the last token drawn is not read again
+        assert len(language.continue_text(net, variables, [65] * length, built.config, tokenizer)) == room
+    with pytest.raises(ValueError, match="a prompt of 11 tokens and 1 more, but the model has 10 positions"):
+        language.continue_text(net, variables, [65] * 11, built.config, tokenizer)
+
+
+@pytest.mark.slow
 def test_a_run_can_start_from_another_one(trained, text, tmp_path):
     other = toy(
         text, tmp_path, init=trained.workdir, model=dataclasses.replace(MODEL, scan_layers=False, dropout_rate=0.1)

@@ -46,6 +46,8 @@ class Mixer:
     """Whether time and memory grow linearly with the length and a decoding step costs the same at any length."""
     rotary: ClassVar[bool] = True
     """Whether a block may rotate queries and keys by their positions before they come here."""
+    bounded: ClassVar[bool] = False
+    """Whether the inputs are made for a longest sequence, beyond which there are none."""
     bias: ClassVar[bool] = False
     """Whether logits take an additive bias (ALiBi, T5)."""
     grouped: ClassVar[bool] = False

@@ -38,6 +38,7 @@ class Cosformer(Kernel):
 
     name: ClassVar[str] = "cosformer"
     rotary: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
     shared_inputs: ClassVar[tuple[str, ...]] = ("horizon",)
 
     def inputs(self, heads: int, head_dim: int, length: int, dtype: Any) -> nn.Module:

@@ -43,6 +43,7 @@ class Linformer(Mixer):
     name: ClassVar[str] = "linformer"
     causal: ClassVar[bool] = False
     rotary: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
     shared_inputs: ClassVar[tuple[str, ...]] = ("key_projection", "value_projection")
     rank: int = 256
     """r: rows that keys and values are projected to."""

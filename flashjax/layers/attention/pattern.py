@@ -99,6 +99,8 @@ def recall(q: Float[Array, "B H D"], keys: Array, values: Array, seen: Int[Array
 
 
 def attend(q: Float[Array, "B H D"], k: Array, v: Array, mask: Bool[Array, "..."]) -> Float[Array, "B H E"]:
-    """One query a head to keys [B, K, H, D] that `mask` [B, heads or 1, K] lets through, in the dtype of the keys."""
-    logits = jnp.einsum("bhd,bkhd->bhk", q.astype(k.dtype), k) * q.shape[-1] ** -0.5
+    """One query a head to keys [B, K, H, D] that `mask` [B, heads or 1, K] lets through; in float32, or what the keys
+    have beyond it."""
+    q, k, v = (x.astype(jnp.promote_types(k.dtype, jnp.float32)) for x in (q, k, v))
+    logits = jnp.einsum("bhd,bkhd->bhk", q, k) * q.shape[-1] ** -0.5
     return jnp.einsum("bhk,bkhe->bhe", masked_softmax(logits, mask), v)
