@@ -72,7 +72,7 @@ def workdir(config: PerformerLm) -> str:
 
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__, with_data="pg19")
-    with cli.friendly_errors(), training.session(config.run) as watchdog:
+    with cli.friendly_errors(), language.study_flags(config), training.session(config.run) as watchdog:
         if config.run.dry_run:
             return training.dry_run(build(config.run))
         study(config, watchdog)
