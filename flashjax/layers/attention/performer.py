@@ -140,6 +140,11 @@ class Performer(Kernel):
             raise ValueError(f"unknown lengths {self.lengths!r}; choose chi or sqrt")
         if self.stabiliser not in ("running", "sequence"):
             raise ValueError(f"unknown stabiliser {self.stabiliser!r}; choose running or sequence")
+        if self.features < 0 or self.redraw_every < 0:
+            raise ValueError(
+                f"performer: features={self.features} and redraw_every={self.redraw_every} must be 0 (D log D; never) "
+                "or more"
+            )
 
     def inputs(self, heads: int, head_dim: int, length: int, dtype: Any) -> nn.Module:
         return Projection(self.rows(head_dim), head_dim, self.orthogonal, self.lengths, self.redraw_every)
