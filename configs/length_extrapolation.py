@@ -22,7 +22,7 @@ from flashjax.data import TextConfig
 from flashjax.evaluation.length import ProbeConfig
 from flashjax.evaluation.length_methods import METHODS, TRAINED
 from flashjax.models.transformer import TransformerConfig
-from flashjax.recipes.language import LanguageRun
+from flashjax.recipes.language import LanguageRun, check_study
 from flashjax.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
@@ -68,6 +68,9 @@ class LengthExtrapolation:
     """Questions of each task; default: all."""
     run: TrainedRun = field(default_factory=TrainedRun)
     """Training of the models."""
+
+    def __post_init__(self):
+        check_study(self)
 
 
 def demo() -> LengthExtrapolation:

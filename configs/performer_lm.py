@@ -16,7 +16,7 @@ from configs.byte_transformer import BYTE_TRANSFORMER
 from flashjax.data import TextConfig
 from flashjax.evaluation.approximation import ErrorConfig
 from flashjax.models.transformer import TransformerConfig
-from flashjax.recipes.language import LanguageRun
+from flashjax.recipes.language import LanguageRun, check_study
 from flashjax.training import OptimizerConfig, ScheduleConfig, TrainConfig
 
 
@@ -57,6 +57,9 @@ class PerformerLm:
     """Attention among random tokens, for the error by the number of features."""
     run: TrainedRun = field(default_factory=TrainedRun)
     """Training of the softmax model."""
+
+    def __post_init__(self):
+        check_study(self)
 
 
 def demo() -> PerformerLm:

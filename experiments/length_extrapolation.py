@@ -32,8 +32,10 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     names = dict.fromkeys(length_methods.parse(name)[0] for name in config.methods)
     where = Path(rundir.workdir(config, PROGRAM))
     models = {name: extrapolation.load(config, name, str(where), build, watchdog) for name in names}
-    first = next(iter(models.values())).config
+    some = next(iter(models.values()))
+    first = some.config
     L = extrapolation.trained_length(config, first.model)
+    tasks = extrapolation.questions(config, L)
     tokenizer = data.open_tokenizer(first.data.tokenizer, first.data.mask_token)
     _, held_out = read_documents(first.data, config.data_dir, tokenizer)
     texts = [held_out.tokens[a:b] for a, b in zip(held_out.starts, held_out.ends, strict=True)]
@@ -47,8 +49,9 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
     progress = "{name:24} {multiple:3}x, made for {made_for:3}x  loss {loss:7.4f}  repeated {repeated_accuracy:6.1%}"
     lines = length.study(tested, rows, config.probes.batch, lambda line: print(progress.format(**line), flush=True))
     facts = {"trained_length": L, "checkpoint": config.checkpoint, "config": dataclasses.asdict(config)}
-    if config.longbench:
-        facts["longbench"] = extrapolation.answers(config, tested, tokenizer, L)
+    if tasks:
+        eos = language.ends(some, tokenizer)
+        facts["longbench"] = extrapolation.answers(config, tested, tasks, tokenizer, L, eos)
     files = length_report.write_files(where, lines, facts)
     chance = 1 / len(set(config.probes.alphabet))
     cautions = length_report.cautions(lines, chance)
@@ -60,7 +63,7 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
 
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__)
-    with cli.friendly_errors(), training.session(config.run) as watchdog:
+    with cli.friendly_errors(), language.study_flags(config), training.session(config.run) as watchdog:
         if config.run.dry_run:
             return training.dry_run(build(config.run))
         study(config, watchdog)

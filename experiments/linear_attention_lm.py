@@ -12,6 +12,7 @@ from pathlib import Path
 from configs.linear_attention_lm import FAMILIES, FLASH, PRESETS, LinearAttentionLm
 from flashjax import cli, training
 from flashjax.layers import attention
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
 from flashjax.planning import comparison, comparison_page
@@ -34,7 +35,8 @@ def architecture(config: LinearAttentionLm, name: str, causal: bool) -> Transfor
     options = dict(map(split, config.options))
     if name in FLASH:
         return dataclasses.replace(config.flash, kind=FLASH[name], causal=causal)
-    positions = {} if attention.get(name).rotary else {"position": "sinusoidal", "embed_scale": True}
+    sinusoids = {"position": "sinusoidal", "embed_scale": True, "rope": RopeParameters()}
+    positions = {} if attention.get(name).rotary else sinusoids
     changes = {"mixer": name, "mixer_options": options.get(name, ""), "causal": causal, **positions}
     return dataclasses.replace(config.model, **changes)
 
@@ -53,7 +55,10 @@ def split(words: str) -> tuple[str, str]:
 
 def contestant(config: LinearAttentionLm, name: str, causal: bool, seed: int) -> Experiment:
     """The experiment of one cell."""
-    config = dataclasses.replace(config, seed=seed, model=architecture(config, name, causal))
+    optimizer = config.optimizer
+    if name in FLASH:
+        optimizer = dataclasses.replace(optimizer, no_decay=(*optimizer.no_decay, *config.flash_no_decay))
+    config = dataclasses.replace(config, seed=seed, model=architecture(config, name, causal), optimizer=optimizer)
     return language.experiment(config, Flash if name in FLASH else Transformer, PROGRAM)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashjax.layers.extension import Extension
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.transformer import TransformerConfig
 from flashjax.words import nearest
 
@@ -116,8 +117,8 @@ def _hwfa(config: TransformerConfig, L: int, s: float) -> dict[str, Any]:
 
 TRAINED: dict[str, Change] = {
     "rope": lambda config, L, s: {"position": "rope"},
-    "alibi": lambda config, L, s: {"position": "alibi"},
-    "none": lambda config, L, s: {"position": "none"},
+    "alibi": lambda config, L, s: {"position": "alibi", "rope": RopeParameters()},
+    "none": lambda config, L, s: {"position": "none", "rope": RopeParameters()},
     "key_norm": lambda config, L, s: {"position": "rope", "qk_norm": "keys"},
     "log_n": lambda config, L, s: {"position": "rope", "extension": Extension(length=L, log_n="plain")},
     "hwfa": lambda config, L, s: {"position": "rope", **_hwfa(config, L, s)},

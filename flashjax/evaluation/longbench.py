@@ -260,7 +260,12 @@ def prompts(path: str | Path) -> dict[str, str]:
 
 
 def middle_truncated(tokens: Sequence[int] | np.ndarray, limit: int) -> np.ndarray:
-    """The first and the last ``limit // 2`` of more than ``limit`` tokens; else all."""
+    """The first and the last ``limit // 2`` of more than ``limit`` tokens; else all.
+
+    Raises ValueError for a limit below 2, which leaves none.
+    """
+    if limit < 2:
+        raise ValueError(f"limit {limit} leaves nothing of a prompt: it must be 2 or more")
     tokens = np.asarray(tokens)
     half = limit // 2
     return tokens if len(tokens) <= limit else np.concatenate([tokens[:half], tokens[len(tokens) - half :]])
@@ -283,6 +288,16 @@ def score(name: str, predictions: Sequence[str], questions: Sequence[Mapping[str
     return result
 
 
+def check_room(tasks: Iterable[str], limit: int) -> None:
+    """Raises ValueError where ``limit`` tokens have no room for a task's longest answer and two tokens of a prompt."""
+    for name in tasks:
+        if limit < (least := TASKS[_base(name)].max_new_tokens + 2):
+            raise ValueError(
+                f"{limit} tokens have no room for {name}, whose answers alone take up to {least - 2}: read {least} or "
+                "more, or ask other tasks"
+            )
+
+
 def run(
     tasks: Mapping[str, Sequence[Mapping[str, Any]]],
     encode: Callable[[str], Sequence[int] | np.ndarray],
@@ -299,7 +314,10 @@ def run(
         limit: tokens of prompt and answer together; the prompt's middle goes where it is longer.
         prompts: of some tasks, instead of our own.
         most: questions of each task; None: all.
+
+    Raises ValueError as `check_room` does.
     """
+    check_room(tasks, limit)
     results = {}
     for name, questions in tasks.items():
         task, questions = TASKS[_base(name)], questions[:most]

@@ -126,6 +126,10 @@ def _differences(config: TransformerConfig, layout: str) -> list[str]:
         problems.append(f"mixer {config.mixer!r} ({config.mixer_options})".removesuffix(" ()"))
     elif window and layout in ("gpt2", "llama"):
         problems.append(f"a window ({window})")
+    rope = config.rope
+    # These models turn whole heads in transformers, whatever the factor says, but where the rule itself reads it.
+    if layout != "gpt2" and rope.partial_rotary_factor != 1 and rope.rope_type != "proportional":
+        problems.append(f"rope.partial_rotary_factor {rope.partial_rotary_factor}")
     return problems
 
 
@@ -397,6 +401,8 @@ def config_to_hf(config: TransformerConfig, layout: str | None = None) -> dict[s
         }
     if config.rope.rope_type.startswith("ntk"):
         raise ValueError(f"rope_type {config.rope.rope_type!r} is flashjax's own: transformers has none like it")
+    # Of dynamic it is the length from which on angles stretch.
+    length = config.rope.original_max_position_embeddings if config.rope.rope_type == "dynamic" else config.max_length
     rotary = common | {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -406,7 +412,7 @@ def config_to_hf(config: TransformerConfig, layout: str | None = None) -> dict[s
         "intermediate_size": hidden,
         "hidden_act": _word(_GATED, config.activation),
         "rms_norm_eps": config.norm_epsilon,
-        "max_position_embeddings": config.max_length,
+        "max_position_embeddings": length,
         "rope_parameters": config.rope.to_dict(),
     }
     window = _window(config) or None

@@ -135,8 +135,7 @@ def parts(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool =
         """From w on back a(i) - b(j), and, where not causal, b(i) - a(j) from w on ahead."""
         return [(d >= w, a_i, b_j), *([] if causal else [(d <= -w, b_i, a_j)])]
 
-    if not causal and e.kind in ("sinks", "lambda", "dual_chunk"):
-        raise ValueError(f"extension {e.kind!r} is a rule for looking back: use it with causal attention")
+    check_causal(e, causal)
     plain: Part = (None, i, j)
     match e.kind:
         case "none" | "window":
@@ -157,6 +156,12 @@ def parts(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool =
             before = xp.where(i % s < w, s + i % s, L - 1)
             return [(None, i % s, within), (chunks == 1, before, within), (chunks > 1, zero_i + L - 1, within)]
     raise AssertionError(e.kind)
+
+
+def check_causal(e: Extension, causal: bool) -> None:
+    """Raises ValueError for a kind that only looks back, where not causal."""
+    if not causal and e.kind in ("sinks", "lambda", "dual_chunk"):
+        raise ValueError(f"extension {e.kind!r} is a rule for looking back: use it with causal attention")
 
 
 def seen(e: Extension, i: Int[Host, "B Q"], j: Int[Host, "B K"], causal: bool = True) -> Pairs:

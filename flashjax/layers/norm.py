@@ -211,3 +211,12 @@ NORMS: dict[str, type[nn.Module]] = {
     "none": NoNorm,
 }
 """By name; all take `epsilon` and `dtype`."""
+
+
+def check_width(name: str, width: int) -> None:
+    """Raises ValueError where `NORMS[name]` cannot normalise so many channels."""
+    if name == "groupnorm" and width % GroupNorm.groups:
+        raise ValueError(
+            f"groupnorm has {GroupNorm.groups} groups, and width {width} does not divide into them: take a multiple of "
+            f"{GroupNorm.groups}, or another norm"
+        )

@@ -433,20 +433,33 @@ def t5_bucket(
     Source: Raffel et al. 2020, and its code.
     """
     offset = jnp.zeros_like(relative)
+    single, growing = t5_buckets(bidirectional, buckets, max_distance)
     if bidirectional:
         buckets //= 2
         offset = jnp.where(relative > 0, buckets, 0)
         distance = jnp.abs(relative)
     else:
         distance = -jnp.minimum(relative, 0)
-    single = buckets // 2
-    if single < 1 or max_distance <= single:
-        raise ValueError(f"{buckets} buckets a direction do not reach from single distances to {max_distance}")
-    growing = buckets - single
     starts = single * (max_distance / single) ** (np.arange(1, growing) / growing)
     starts = np.ceil(starts - 1e-6).astype(np.int32)  # a start that is whole but for rounding is whole
     far = single + jnp.searchsorted(jnp.asarray(starts), distance, side="right")
     return (offset + jnp.where(distance < single, distance, far)).astype(relative.dtype)
+
+
+def t5_buckets(bidirectional: bool, buckets: int, max_distance: int) -> tuple[int, int]:
+    """(buckets of single distances, buckets that grow) in a direction.
+
+    Raises ValueError where there is none of single distances, or they reach `max_distance` already.
+    """
+    directions = 2 if bidirectional else 1
+    own = buckets // directions
+    single = own // 2
+    if single < 1 or max_distance <= single:
+        raise ValueError(
+            f"{buckets} buckets, {own} a direction, do not reach from single distances to {max_distance}: want "
+            f"{2 * directions} buckets or more, and a distance over {max(single, 1)}"
+        )
+    return single, own - single
 
 
 def sinusoidal(positions: Int[Array, "*b N"], width: int) -> Float[Array, "*b N C"]:

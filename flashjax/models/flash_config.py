@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar, Literal
 
 from flashjax.layers.initializers import KERNELS
-from flashjax.layers.norm import NORMS
+from flashjax.layers.norm import NORMS, check_width
 from flashjax.models.stack import REMAT
 from flashjax.models.widths import at_ratio
 
@@ -43,7 +43,7 @@ class FlashConfig:
     count: Literal["context", "visible", "row"] = "context"
     """What n is, outside chunks: context, max_length whatever the row (what training at that length divides by);
     visible, the keys that a query sees; row, tokens of the row and its padding (the pseudo-code to the letter, which
-    cannot decode)."""
+    cannot decode). A causal flash has C for n everywhere."""
     bias: Literal["paper", "toeplitz", "rope", "t5", "none"] = "paper"
     """b: toeplitz, a number for each distance; rope, <R_i a, R_j c>; t5, one for each of 32 buckets; none; paper,
     toeplitz where C (of flash; of quad and gau: max_length) is 512 or less and rope beyond."""
@@ -107,6 +107,18 @@ class FlashConfig:
             )
         if self.final_norm is not None and self.final_norm not in NORMS:
             raise ValueError(f"unknown final_norm {self.final_norm!r}; choose from {', '.join(NORMS)}")
+        for name in {self.norm, self.final_norm or self.norm}:
+            check_width(name, self.width)
+        if self.inner < 1:
+            raise ValueError(f"expansion {self.expansion} of width {self.width} makes gate and values 0 wide: raise it")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), found {self.dropout_rate}")
+        if self.query_block < 0:
+            raise ValueError(f"query_block must be 0, for all queries at once, or more, found {self.query_block}")
+        if self.bias_scale != 1 and self.bias != "t5":
+            raise ValueError(f"bias_scale is of the t5 bias, and bias is {self.bias!r}: leave it out, or set bias='t5'")
+        if self.sinusoidal_scale is not None and not self.sinusoidal:
+            raise ValueError("sinusoidal_scale is of the sinusoids: leave it out, or set sinusoidal=True")
         if self.width % 2 and (self.sinusoidal or self.shift_tokens):
             raise ValueError(f"sinusoidal and shift_tokens need an even width, found {self.width}")
         if not 0 <= self.rotary <= 1 or self.rotary_dim % 2:

@@ -46,7 +46,11 @@ def apply_layers(
         scanned: one compiled layer for all, named "layers"; otherwise "layer_0", "layer_1" ...
         remat: what each recomputes in the backward pass.
         cache: states before, by those names; None: layers that remember nothing.
+
+    Raises ValueError for rows of no tokens.
     """
+    if not x.shape[1]:
+        raise ValueError(f"rows of no tokens {x.shape[:2]}: give at least one")
     before = cache or {}
     if remat != "none":
         kind = nn.remat(kind, policy=REMAT[remat], prevent_cse=not scanned)

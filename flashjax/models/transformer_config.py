@@ -12,11 +12,11 @@ from flax import linen as nn
 from flashjax.layers import attention
 from flashjax.layers.attention import Mixer
 from flashjax.layers.attention.softmax import Softmax
-from flashjax.layers.extension import Extension
+from flashjax.layers.extension import Extension, check_causal
 from flashjax.layers.initializers import NORMAL
 from flashjax.layers.mlp import ACTIVATIONS
-from flashjax.layers.norm import NORMS
-from flashjax.layers.positions import RopeParameters
+from flashjax.layers.norm import NORMS, check_width
+from flashjax.layers.positions import RopeParameters, t5_buckets
 from flashjax.layers.residual import RESIDUALS, ResidualKind
 from flashjax.models.stack import REMAT
 from flashjax.models.widths import at_ratio
@@ -106,12 +106,18 @@ class TransformerConfig:
         for name in ("vocab_size", "width", "depth", "heads", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("kv_heads", "head_dim", "hidden"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0, for its default, or more, found {getattr(self, name)}")
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f"dropout_rate must be in [0, 1), found {self.dropout_rate}")
         if self.width % self.heads and not self.head_dim:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads: set head_dim, or change one")
         if self.heads % self.group:
             raise ValueError(f"{self.heads} heads do not divide into {self.group} key-value heads: change kv_heads")
         self._choose("activation", ACTIVATIONS)
         self._choose("norm", NORMS)
+        check_width(self.norm, self.width)
         self._choose("norm_position", ("pre", "post", "sandwich"))
         self._choose("residual", RESIDUALS)
         self._choose("attention_scale", _LOGIT_POWERS)
@@ -131,11 +137,19 @@ class TransformerConfig:
                     f"rope_type {self.rope.rope_type!r} depends on the length, which a decoder with mixer "
                     f"{self.mixer!r} does not know: use mixer 'softmax' or another rope_type"
                 )
+        elif self.rope != RopeParameters():
+            raise ValueError(
+                f"rope is of rotary positions, and position is {self.position!r}: leave rope out, or set "
+                "position='rope'"
+            )
+        if self.position == "t5":
+            t5_buckets(not self.causal, self.t5_buckets, self.t5_max_distance)
         if self.position in ("sinusoidal",) and self.width % 2:
             raise ValueError(f"sinusoidal positions need an even width, found {self.width}")
         if (self.extension.active or self.full_last) and self.mixer != "softmax":
             raise ValueError(f"extension and full_last are about softmax attention: mixer is {self.mixer!r}")
         if self.extension.kind != "none":
+            check_causal(self.extension, self.causal)
             if self.position not in ("rope", "none"):
                 raise ValueError(
                     f"extension {self.extension.kind!r} is a rule for rotary positions: position is {self.position!r}"
@@ -144,6 +158,11 @@ class TransformerConfig:
                 raise ValueError(
                     f"extension {self.extension.kind!r} says itself which keys are seen: leave out full_last and the "
                     "mixer's window"
+                )
+            if (implementation := getattr(mixer, "implementation", "auto")) != "auto":
+                raise ValueError(
+                    f"extension {self.extension.kind!r} has an attention of its own: leave out the mixer's "
+                    f"implementation={implementation}"
                 )
         if self.full_last and self.scan_layers:
             raise ValueError("full_last makes the last block another one: set scan_layers=False")

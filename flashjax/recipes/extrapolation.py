@@ -75,20 +75,40 @@ def subjects(config: Any, models: Mapping[str, language.Language], strict: bool)
         yield Subject(name, length_methods.family(name), made, variables or {})
 
 
-def answers(config: Any, tested: Sequence[Subject], tokenizer: Tokenizer, L: int) -> dict[str, Any]:
-    """LongBench's scores of each method: {method: {task: score and what it is of}}."""
+def questions(config: Any, L: int) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """LongBench's questions by task; none where the study asks none.
+
+    Raises ValueError where the longest length has no room for a task's answers.
+    """
+    if not config.longbench:
+        return {}
     tasks = longbench.read(config.longbench, config.longbench_tasks)
+    longbench.check_room(tasks, max(config.probes.multiples) * L)
+    return tasks
+
+
+def answers(
+    config: Any,
+    tested: Sequence[Subject],
+    tasks: Mapping[str, Sequence[Mapping[str, Any]]],
+    tokenizer: Tokenizer,
+    L: int,
+    eos: Sequence[int],
+) -> dict[str, Any]:
+    """LongBench's scores of each method, {method: {task: score and of what}}; an answer ends with one of `eos`."""
     prompts = longbench.prompts(config.longbench_prompts) if config.longbench_prompts else None
     longest, scores = max(config.probes.multiples), {}
+
+    def encode(text: str) -> np.ndarray:
+        return language.beginning(tokenizer.encode(text), tokenizer)
+
     for subject in tested:
         model = subject.model(longest)
 
         def answer(tokens: np.ndarray, most: int, model: Any = model, variables: Any = subject.variables) -> str:
-            (new,) = generate(model, variables, [tokens.tolist()], most, GREEDY, eos=tokenizer.eos)
+            (new,) = generate(model, variables, [tokens.tolist()], most, GREEDY, eos=eos)
             return tokenizer.decode(new)
 
-        scores[subject.name] = longbench.run(
-            tasks, tokenizer.encode, answer, longest * L, prompts, config.longbench_questions
-        )
+        scores[subject.name] = longbench.run(tasks, encode, answer, longest * L, prompts, config.longbench_questions)
         print(subject.name, {task: round(found["score"], 2) for task, found in scores[subject.name].items()})
     return scores

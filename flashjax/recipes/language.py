@@ -10,8 +10,10 @@ A launcher names a module and its presets, and says what is its own:
         language.main(PRESETS, "experiments.mine", __doc__, Transformer)
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ import numpy as np
 
 from flashjax import cli, data, interop, training
 from flashjax.data import LanguageInfo, TextConfig, Tokenizer
+from flashjax.data.described import Described
 from flashjax.models.decode import Sampling, generate
 from flashjax.models.stack import stack, unstack
+from flashjax.models.transformer import TransformerConfig
 from flashjax.objectives.language import LanguageModelling, Masking
 from flashjax.training import CheckpointConfig, Experiment, Result, RunConfig
 from flashjax.training.rundir import finished_run, workdir
@@ -73,35 +77,48 @@ class Language:
     model: nn.Module
     variables: dict[str, Any] | None = None
     """Pretrained ones, host arrays."""
+    eos: tuple[int, ...] = ()
+    """Tokens that end a text by the checkpoint's own word, besides the tokenizer's."""
 
 
 def initial(config: Any, module: type[nn.Module]) -> Language:
     """What ``--init`` names, or the launcher's own model where it names nothing.
 
     Raises:
-        ValueError: if it is a run of another kind of model, or a run without a whole checkpoint.
+        ValueError: if it is a run of another kind of model, a run without a whole checkpoint, or a model without a
+            tokenizer where the configuration names none.
     """
     if config.init is None:
         return Language(config, module(config.model))
     how = {name: getattr(config.model, name) for name in ("dtype", "remat", "scan_layers", "dropout_rate")}
-    path = Path(config.init)
+    path, eos = Path(config.init), ()
+    named = config.data.tokenizer if config.data.tokenizer != TextConfig().tokenizer else None
     if (path / "checkpoints").is_dir():
         run = finished_run(path)
         if run is None:
-            raise ValueError(f"--init {config.init}: the run has no whole checkpoint yet")
+            raise ValueError(f"{config.init}: the run has no whole checkpoint yet")
         model = dataclasses.replace(from_plain(type(config.model), run.config["model"], str(path)), **how)
-        tokenizer = run.config["data"]["tokenizer"]
+        tokenizer = named or run.config["data"]["tokenizer"]
         variables = {"params": layers_as(run.variables["params"], model.scan_layers)}
     else:
         loaded = interop.load(config.init, **how)
         if not isinstance(loaded.config, type(config.model)):
-            raise ValueError(f"--init {config.init} is a Transformer, and this launcher trains a {module.__name__}")
-        model, variables = loaded.config, loaded.variables
-        tokenizer = str(loaded.tokenizer) if loaded.tokenizer else config.data.tokenizer
-    if config.data.tokenizer == TextConfig().tokenizer:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
-    config = dataclasses.replace(config, model=model)
-    return Language(config, module(model), variables)
+            raise ValueError(f"{config.init} is a Transformer, and this launcher trains a {module.__name__}")
+        model, variables, eos = loaded.config, loaded.variables, loaded.eos
+        tokenizer = named or (str(loaded.tokenizer) if loaded.tokenizer else _bytes_of(config.init, model))
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, tokenizer=tokenizer))
+    return Language(config, module(model), variables, eos)
+
+
+def _bytes_of(source: str, model: Any) -> str:
+    """The tokenizer of bytes, for a model that says of none, if it has as many tokens."""
+    name = TextConfig().tokenizer
+    if model.vocab_size != (size := data.open_tokenizer(name).vocab_size):
+        raise ValueError(
+            f"{source} brings no tokenizer: name one with --data.tokenizer (its {model.vocab_size} tokens are not "
+            f"the {size} of {name})"
+        )
+    return name
 
 
 def layers_as(params: Mapping[str, Any], scanned: bool) -> dict[str, Any]:
@@ -151,7 +168,8 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
     """Text -> model -> objective -> experiment.
 
     Raises:
-        ValueError: if the model of ``--init`` has fewer tokens than the text's tokenizer; and as its parts do.
+        ValueError: if the model of ``--init`` has fewer tokens than the text's tokenizer, or its mixer fewer places for
+            documents than the text's rows hold; and as its parts do.
     """
     language = initial(config, module)
     config = language.config
@@ -165,6 +183,7 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
             f"the model of {config.init} has {config.model.vocab_size} tokens, the tokenizer {info.tokenizer.name} "
             f"{info.vocab_size}: leave --data.tokenizer to the model"
         )
+    _check_documents(config, train_data, eval_data)
     config, steps = training.scale_recipe(config, train_data.batch_size, train_data.steps_per_epoch)
     start = language.variables
     return Experiment(
@@ -180,6 +199,20 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
         resume_command=cli.command(program),
         facts={"dataset": info.name, "train_tokens": info.train_tokens, "eval_tokens": info.eval_tokens},
     )
+
+
+def _check_documents(config: Any, *sets: Any) -> None:
+    """Counts documents in the first rows: in a step, documents without a place are no error but NaN."""
+    mixer = config.model.make_mixer() if isinstance(config.model, TransformerConfig) else None
+    places = getattr(mixer, "documents", None)
+    if places is None or config.data.documents == "joined" or any(isinstance(rows, Described) for rows in sets):
+        return
+    found = max(int(rows.batch(0)["segment_ids"].max()) for rows in sets)
+    if found > places:
+        raise ValueError(
+            f"a row of the text holds {found} documents, and {config.model.mixer} has places for {places}: read rows "
+            f"as one text (--data.documents joined), or name documents={found} or more in --model.mixer_options"
+        )
 
 
 def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | None = None) -> Result:
@@ -241,9 +274,19 @@ def _held_out(built: Experiment, most: int) -> np.ndarray:
 
 
 def _prompt_tokens(config: Any, tokenizer: Tokenizer) -> np.ndarray:
+    return beginning(tokenizer.encode(config.prompt, specials=True), tokenizer)[None]
+
+
+def beginning(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens that begin a text, int32 [N], with what the tokenizer begins one with, if anything, before them."""
     # The tokenizer says it, not the model: SmolLM2's has a first token that its texts do not begin with.
     start = [] if tokenizer.bos is None else [tokenizer.bos]
-    return np.asarray([*start, *tokenizer.encode(config.prompt, specials=True)], np.int32)[None]
+    return np.asarray([*start, *tokens], np.int32)
+
+
+def ends(language: Language, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens at which a text ends: the tokenizer's, and those that the checkpoint names."""
+    return (*language.eos, *(() if tokenizer.eos is None else (tokenizer.eos,)))
 
 
 def continue_text(
@@ -253,8 +296,10 @@ def continue_text(
     config: Any,
     tokenizer: Tokenizer,
     show: Callable[[str], None] | None = None,
+    eos: Collection[int] | int | None = None,
 ) -> list[int]:
-    """The tokens that follow, no more than the model has positions for; ``show`` is given their text as it comes.
+    """The tokens that follow, up to `eos` (default: the tokenizer's), no more than the model has positions for;
+    ``show`` is given their text as it comes.
 
     Raises ValueError as `generate` does.
     """
@@ -274,7 +319,7 @@ def continue_text(
         most,
         config.sampling,
         jax.random.key(config.seed),
-        tokenizer.eos,
+        tokenizer.eos if eos is None else eos,
         on_token,
     )
     if show is not None:
@@ -326,7 +371,13 @@ def predict(config: Any, module: type[nn.Module], program: str) -> None:
         return
     print(config.prompt, end="", flush=True)
     continue_text(
-        module(config.model), variables, tokens, config, tokenizer, lambda text: print(text, end="", flush=True)
+        module(config.model),
+        variables,
+        tokens,
+        config,
+        tokenizer,
+        lambda text: print(text, end="", flush=True),
+        ends(language, tokenizer),
     )
     print()
 
@@ -334,6 +385,48 @@ def predict(config: Any, module: type[nn.Module], program: str) -> None:
 def _mask_name(tokenizer: Tokenizer) -> str:
     names: Mapping[str, int] = getattr(tokenizer, "names", {})
     return next((name for name, token in names.items() if token == tokenizer.mask), "<mask>")
+
+
+def check_study(config: Any) -> None:
+    """Refuses what a study would not heed of its `run`, the training of its models.
+
+    Raises:
+        ValueError: for another mode than train, a prompt, or weights to start from beside a `checkpoint`.
+    """
+    run = config.run
+    if run.mode != "train" or run.prompt:
+        given = "prompt" if run.mode == "train" else f"mode {run.mode}"
+        raise ValueError(
+            f"--run.{given}: a study trains and measures, no more; `python -m experiments.linear_attention_lm --mode "
+            "predict --init DIR --prompt TEXT` continues a text by one of its models"
+        )
+    if run.init is not None and config.checkpoint is not None:
+        raise ValueError(
+            f"--run.init {run.init} is where training starts, and with --checkpoint {config.checkpoint} there is none: "
+            "leave one of them out"
+        )
+
+
+@contextlib.contextmanager
+def study_flags(config: Any) -> Iterator[None]:
+    """Errors name a flag of a study's `run` as the study has it: --run.data.length for --data.length."""
+
+    def has(settings: Any, path: str) -> bool:
+        for name in path.split("."):
+            if not hasattr(settings, name):
+                return False
+            settings = getattr(settings, name)
+        return True
+
+    def spelled(flag: re.Match) -> str:
+        own = has(config, flag[1]) or not has(config.run, flag[1])
+        return flag[0] if own else f"--run.{flag[1]}"
+
+    try:
+        yield
+    except Exception as error:
+        error.args = tuple(re.sub(r"--(\w+(?:\.\w+)*)", spelled, x) if isinstance(x, str) else x for x in error.args)
+        raise
 
 
 def main(

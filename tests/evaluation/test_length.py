@@ -13,6 +13,7 @@ import pytest
 
 from flashjax.evaluation import length_methods, length_report
 from flashjax.evaluation.length import ProbeConfig, Subject, by_bucket, measure, passages, probes, study, token_scores
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.transformer import TransformerConfig
 
 L = 48
@@ -158,6 +159,12 @@ def test_every_method_is_a_configuration(name):
     assert (made == SMALL) == (name == "baseline")
     assert dataclasses.replace(made, rope=SMALL.rope, extension=SMALL.extension) == SMALL
     length_methods.changed(SMALL, name, 128, 1)
+
+
+@pytest.mark.parametrize("name", length_methods.TRAINED)
+def test_every_trained_model_is_a_configuration_whatever_the_frequencies(name):
+    made = length_methods.trained(dataclasses.replace(SMALL, rope=RopeParameters(rope_theta=1e5)), name, 128)
+    assert (made.rope.rope_theta == 1e5) == (made.position == "rope")
 
 
 def test_distances_of_the_methods_stay_within_training():

@@ -57,6 +57,14 @@ def test_the_middle_goes():
     np.testing.assert_array_equal(middle_truncated(range(4), 4), range(4))
 
 
+@pytest.mark.parametrize("limit", [1, 0, -384])
+def test_nothing_is_left_of_a_prompt_without_room(limit):
+    with pytest.raises(ValueError, match=f"limit {limit} leaves nothing"):
+        middle_truncated(range(1000), limit)
+    with pytest.raises(ValueError, match=f"{512 + limit} tokens have no room for gov_report.*read 514 or more"):
+        run({"gov_report": []}, list, lambda tokens, most: "", 512 + limit)
+
+
 def test_all_21_tasks_are_there():
     assert len(TASKS) == 21 and sum(task.metric.__name__.endswith("_zh") for task in TASKS.values()) == 4
     assert [name for name, task in TASKS.items() if task.first_line] == ["trec", "triviaqa", "samsum", "lsht"]

@@ -81,6 +81,21 @@ def test_trained_models_a_checkpoint_and_longbench(tmp_path, text, monkeypatch, 
     assert [line["length"] for line in found["lines"]] == [80]
 
 
+def test_a_study_says_what_it_does_not_do_and_which_flags_it_has(tmp_path, text, monkeypatch, capsys):
+    for options, words in (
+        (("--run.mode", "predict", "--run.prompt", "hello"), ("--run.mode predict", "trains and measures")),
+        (("--run.prompt", "hello"), ("--run.prompt", "--mode predict")),
+        (("--run.init", "a", "--checkpoint", "b"), ("--run.init a", "--checkpoint b")),
+        (("--data_dir", text, "--run.data.dataset", "kjv"), ("--run.data.dataset text or jsonl",)),
+        (("--checkpoint", tmp_path / "none"), (f"{tmp_path / 'none'}: no such file",)),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, "--workdir", tmp_path / "run", *SMALL, *options)
+        captured = capsys.readouterr()
+        said = " ".join((captured.out + captured.err).replace("│", " ").split())
+        assert all(word in said for word in words) and " --data.d" not in said
+
+
 def test_what_cannot_be_asked_for_is_an_error(tmp_path, text, monkeypatch, capsys):
     for options, message in (
         (("--methods", "rerop"), "unknown method 'rerop'; nearest: rerope"),

@@ -39,9 +39,9 @@ MESHES = {
 }
 FEWER = {"swin": ("data", "fsdp", "tensor", "hybrid", "all"), "resnet": ("fsdp", "hybrid")}
 """What families that are no language models have: images are no sequence, convolutions are not split by tensor. And
-mixers, whose block was on all meshes with others."""
+mixers and kinds of FLASH, whose block was on all meshes with others."""
 FEWER["swinv2"] = FEWER["swin"]
-FEWER |= {name: ("sequence and tensor",) for name in MIXERS.keys() - MODELS.keys()}
+FEWER |= {name: ("sequence and tensor",) for name in (MIXERS.keys() - MODELS.keys()) | {"flash_quad", "gau"}}
 CELLS = [(family, mesh) for family in FAMILIES for mesh in FEWER.get(family, MESHES)]
 
 

@@ -57,6 +57,8 @@ MODELS: dict[str, tuple[type[nn.Module], Any]] = {
         TransformerConfig(**_COMMON, position="none", mixer="gated_delta_net", mixer_options="chunk=8"),
     ),
     "flash": (Flash, FlashConfig(**_GATED, scan_layers=True)),
+    "flash_quad": (Flash, FlashConfig(**_GATED, kind="quad", scaling="mean", count="visible", bias="t5")),
+    "gau": (Flash, FlashConfig(**_GATED, kind="gau", scaling="log_n", count="visible", bias="none", query_block=0)),
     "flash_quad_encoder": (Flash, FlashConfig(**_GATED, kind="quad", causal=False, norm="scalenorm", query_block=0)),
 }
 """Name in the golden files: module, configuration. Encoders guess hidden tokens."""

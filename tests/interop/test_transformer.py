@@ -384,6 +384,10 @@ def test_every_field_has_been_thought_of() -> None:
         ({"mixer_options": "scale=0.5"}, r"llama: has not mixer 'softmax' \(scale=0.5\)"),
         ({"norm": "layernorm", "qk_norm": "keys"}, "qwen3: has not norm 'layernorm'; qk_norm 'keys'"),
         ({"qkv_bias": True, "mlp_bias": True}, "qwen2: has not mlp_bias True"),
+        (
+            {"head_dim": 8, "rope": RopeParameters(partial_rotary_factor=0.5)},
+            r"llama: has not rope\.partial_rotary_factor 0\.5",
+        ),
     ],
 )
 def test_models_that_transformers_has_not(change: dict[str, Any], message: str) -> None:
@@ -391,6 +395,11 @@ def test_models_that_transformers_has_not(change: dict[str, Any], message: str) 
         config_to_hf(dataclasses.replace(LLAMA, **change))
     with pytest.raises(ConversionError, match=f"(?m){message}"):
         raise error.value
+
+
+def test_dynamic_angles_stretch_from_the_length_that_transformers_reads() -> None:
+    rope = RopeParameters("dynamic", factor=2.0, original_max_position_embeddings=8)
+    assert config_from_hf(config_to_hf(dataclasses.replace(LLAMA, rope=rope, max_length=64))).rope == rope
 
 
 def test_a_named_layout_is_checked() -> None:

@@ -333,6 +333,12 @@ def test_refusals():
         ({"width": 7}, "need an even width, found 7"),
         ({"chunk": 0}, "chunk must be at least 1, found 0"),
         ({"head_bias": True}, "set tie_embeddings=False"),
+        ({"expansion": 0.001}, "expansion 0.001 of width 768 makes gate and values 0 wide"),
+        ({"dropout_rate": 1.5}, r"dropout_rate must be in \[0, 1\), found 1.5"),
+        ({"final_norm": "groupnorm", "width": 36}, "groupnorm has 32 groups, and width 36"),
+        ({"query_block": -1}, "query_block must be 0"),
+        ({"bias_scale": 2.0}, "bias_scale is of the t5 bias, and bias is 'paper'"),
+        ({"sinusoidal": False, "sinusoidal_scale": 2.0}, "sinusoidal_scale is of the sinusoids"),
     ):
         with pytest.raises(ValueError, match=text_of):
             FlashConfig(**fields)

@@ -10,6 +10,7 @@ import pytest
 
 from flashjax import models
 from flashjax.layers import attention
+from flashjax.layers.positions import RopeParameters
 from flashjax.models.stack import stack, unstack
 from flashjax.models.transformer import Transformer, TransformerConfig
 
@@ -258,11 +259,27 @@ def test_residual_projections_begin_smaller_in_deep_models():
         ({"position": "sinusoidal", "width": 15, "heads": 3}, "even width, found 15"),
         ({"full_last": True, "scan_layers": True}, "set scan_layers=False"),
         ({"full_last": True, "mixer": "gla", "position": "none"}, "about softmax attention: mixer is 'gla'"),
+        ({"hidden": -4}, "hidden must be 0, for its default, or more, found -4"),
+        ({"dropout_rate": 1.5}, r"dropout_rate must be in \[0, 1\), found 1.5"),
+        ({"norm": "groupnorm"}, "groupnorm has 32 groups, and width 16 does not divide"),
+        ({"position": "t5", "t5_buckets": 1}, "want 2 buckets or more"),
+        ({"position": "t5", "t5_buckets": 3, "causal": False}, "3 buckets, 1 a direction, .* want 4 buckets or more"),
+        ({"position": "t5", "t5_max_distance": 16}, "and a distance over 16"),
+        ({"rope": RopeParameters(rope_theta=1e6)}, "rope is of rotary positions, and position is 'learned'"),
+        ({"mixer_options": "implementation=foo"}, "unknown implementation 'foo'; choose from auto, xla"),
+        ({"mixer_options": "window=-3"}, "window=-3 must be 0"),
+        ({"mixer": "gla", "mixer_options": "rank=0"}, "gla: rank=0 must be at least 1"),
+        ({"mixer": "performer", "mixer_options": "features=-3"}, "performer: features=-3"),
     ],
 )
 def test_bad_settings_name_the_value(fields, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**{**TINY, **fields})
+
+
+def test_rows_of_no_tokens():
+    with pytest.raises(ValueError, match=r"rows of no tokens \(2, 0\): give at least one"):
+        jax.eval_shape(model(**TINY).init, jax.random.key(0), jnp.zeros((2, 0), jnp.int32))
 
 
 def test_too_long_for_learned_positions():

@@ -142,6 +142,11 @@ def test_keys_of_length_one():
         ({"full_last": True, "extension": Extension("rerope", window=4)}, "leave out full_last"),
         ({"mixer_options": "window=3", "extension": Extension("sinks", window=4, sinks=1)}, "leave out full_last"),
         ({"mixer": "katharopoulos", "rope": DYNAMIC}, "depends on the length"),
+        ({"causal": False, "extension": Extension("sinks", window=4, sinks=1)}, "a rule for looking back"),
+        (
+            {"mixer_options": "implementation=xla", "extension": Extension("rerope", window=4)},
+            "leave out the mixer's implementation=xla",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_an_error(change, message):

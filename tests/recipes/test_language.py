@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flashjax.data import TextConfig
+from flashjax import interop
+from flashjax.data import TextConfig, open_tokenizer
 from flashjax.layers.extension import Extension
 from flashjax.layers.positions import RopeParameters
 from flashjax.models.decode import Sampling
@@ -158,6 +159,35 @@ def test_the_experiment_fits_its_text(text, tmp_path):
     assert encoder.train_data.spec["tokens"].shape == (8, 32)
     masking = encoder.objective.masking
     assert masking.mask_token == 259 and masking.never == (256, 257, 258)
+
+
+def test_a_model_without_a_tokenizer_is_read_as_bytes_only_where_it_has_as_many(text, tmp_path):
+    for size, ends in ((300, ()), (260, (7, 9))):
+        model = dataclasses.replace(MODEL, vocab_size=size, activation="swiglu", qkv_bias=False, out_bias=False)
+        model = dataclasses.replace(model, mlp_bias=False, scan_layers=False)
+        variables = jax.tree.map(np.asarray, Transformer(model).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+        interop.save_pretrained(tmp_path / str(size), model, variables, eos_token_id=list(ends))
+    with pytest.raises(ValueError, match=r"300 brings no tokenizer: name one with --data\.tokenizer"):
+        language.initial(toy(text, tmp_path, init=str(tmp_path / "300")), Transformer)
+    found = language.initial(toy(text, tmp_path, init=str(tmp_path / "260")), Transformer)
+    assert found.config.data.tokenizer == "bytes" and found.eos == (7, 9)
+    assert language.ends(found, open_tokenizer("bytes")) == (7, 9, 258)
+    named = toy(text, tmp_path, init=str(tmp_path / "300"))
+    named = dataclasses.replace(named, data=dataclasses.replace(named.data, tokenizer="bytes:eos"))
+    assert language.initial(named, Transformer).config.data.tokenizer == "bytes:eos"
+
+
+@pytest.mark.parametrize("mixer", ["linformer", "nystromformer"])
+def test_rows_with_more_documents_than_a_mixer_has_places_for(text, tmp_path, mixer):
+    model = dataclasses.replace(MODEL, mixer=mixer, mixer_options="documents=2", causal=False, position="none")
+    config = toy(text, tmp_path, model=model)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, length=128))
+    with pytest.raises(ValueError, match=rf"holds \d documents, and {mixer} has places for 2: .*--data.documents"):
+        language.experiment(config, Transformer, PROGRAM)
+    joined = dataclasses.replace(config, data=dataclasses.replace(config.data, documents="joined"))
+    roomy = dataclasses.replace(config, model=dataclasses.replace(model, mixer_options="documents=9"))
+    for fitting in (joined, roomy):
+        language.experiment(fitting, Transformer, PROGRAM)
 
 
 def test_settings_come_back_from_json():

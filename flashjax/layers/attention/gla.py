@@ -42,6 +42,10 @@ class GLA(Decayed):
     temperature: float = 16.0
     """The sigmoid is raised to one over this power."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.temperature <= 0:
+            raise ValueError(f"gla: rank={self.rank} must be at least 1, temperature={self.temperature} positive")
+
     def inputs(self, heads: int, head_dim: int, length: int, dtype: Any) -> nn.Module:
         return Gate(heads, head_dim, self.rank, self.temperature, dtype)
 

@@ -84,7 +84,9 @@ class Projection(nn.Module):
     """The rows w of a layer, in the collection `projections`: not trained, kept in checkpoints.
 
     While the collection is mutable (in training), every `redraw_every`-th call draws anew, as a function of the key
-    that the layer was initialised with and of the number of calls; evaluation uses the last draw.
+    that the layer was initialised with and of the number of calls; evaluation uses the last draw. Calls are the
+    updates that were applied, or with train.accumulate their micro-batches: there k times as large a `redraw_every`
+    draws as often, and at the beginning of a step.
     """
 
     features: int
@@ -128,7 +130,7 @@ class Performer(Kernel):
     lengths: str = "chi"
     """Of orthogonal rows: chi, as independent ones have (unbiased), or sqrt, all sqrt(D)."""
     redraw_every: int = 1000
-    """Training steps (calls of the layer) between draws; 0: never."""
+    """Training steps (micro-batches with train.accumulate) between draws; 0: never."""
     stabiliser: str = "running"
     """running: as above. sequence: as public code does: the largest w.x of the whole sequence, and queries that keep
     exp(-|x|^2/2), so that 1e-4 weighs the more the longer they are; not for decoding, and only nearly causal."""
@@ -140,6 +142,11 @@ class Performer(Kernel):
             raise ValueError(f"unknown lengths {self.lengths!r}; choose chi or sqrt")
         if self.stabiliser not in ("running", "sequence"):
             raise ValueError(f"unknown stabiliser {self.stabiliser!r}; choose running or sequence")
+        if self.features < 0 or self.redraw_every < 0:
+            raise ValueError(
+                f"performer: features={self.features} and redraw_every={self.redraw_every} must be 0 (D log D; never) "
+                "or more"
+            )
 
     def inputs(self, heads: int, head_dim: int, length: int, dtype: Any) -> nn.Module:
         return Projection(self.rows(head_dim), head_dim, self.orthogonal, self.lengths, self.redraw_every)

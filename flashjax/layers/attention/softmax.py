@@ -4,7 +4,7 @@ o_i = sum_j softmax_j(q_i k_j / sqrt(D) + bias_ij) v_j over the keys j that i se
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,15 @@ class Softmax(Mixer):
     """A token sees keys nearer than this; 0: all."""
     scale: float = 0.0
     """Factor of the logits; 0: D^-1/2."""
-    implementation: Implementation = "auto"
+    implementation: str = "auto"
     """What computes it: auto, xla, blocked or cudnn (see flashjax.ops.attention)."""
+
+    def __post_init__(self) -> None:
+        if self.window < 0:
+            raise ValueError(f"softmax: window={self.window} must be 0, for all keys, or more")
+        if self.implementation not in get_args(Implementation):
+            choices = ", ".join(get_args(Implementation))
+            raise ValueError(f"softmax: unknown implementation {self.implementation!r}; choose from {choices}")
 
     def reference(
         self,
