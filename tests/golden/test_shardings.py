@@ -44,7 +44,7 @@ def parameters(preset: str):
     config = PRESETS[preset]
     model = dataclasses.replace(config.model, depths=(1,) * len(config.model.depths))
     goal = objective(dataclasses.replace(config, model=model), CLASSES.get(preset, 1000))
-    image = np.zeros((1, *model.image_shape, 3), np.uint8)
+    image = jnp.zeros((1, *model.image_shape, 3), jnp.uint8)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     return jax.eval_shape(lambda: goal.init(rngs, {"image": image}))["params"]
 

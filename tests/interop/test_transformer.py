@@ -197,7 +197,7 @@ def test_models_of_another_kind() -> None:
         interop.from_torch(Transformer(GPT2), interop.to_torch(Transformer(LLAMA), random(LLAMA)))
     with pytest.raises(ConversionError, match="unknown layout 'llama'; known: gpt2"):
         interop.to_torch(Transformer(GPT2), random(GPT2), "llama")
-    linformer = dataclasses.replace(LLAMA, mixer="linformer", position="none", causal=False)
+    linformer = dataclasses.replace(LLAMA, mixer="linformer", position="none", rope=RopeParameters(), causal=False)
     with pytest.raises(ConversionError, match="layout has no name for 'layer_0/attn/inputs/"):
         interop.to_torch(Transformer(linformer), random(linformer))
     with pytest.raises(
