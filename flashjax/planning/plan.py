@@ -433,8 +433,10 @@ class _Policy:
     remat: Any
     config: Any
     flops: dict[str, int]
-    kept: dict[str, int]
-    """Bytes that the forward pass hands to the backward pass, by module."""
+    kept: int
+    """Bytes that the forward pass hands to the backward pass."""
+    block: int
+    """Those of the block that keeps most."""
 
 
 def remat_values(config: RunConfig) -> list[Any]:
@@ -455,7 +457,8 @@ def _policies(launcher_build: Build, config: Any, topology: Topology, traced: co
         if found:
             changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
             jaxpr = Program(build(launcher_build, changed), topology.devices).traced_step.jaxpr
-        found.append(_Policy(remat, changed, _flops(jaxpr), activations.kept(jaxpr)))
+        kept = activations.kept(jaxpr).total()
+        found.append(_Policy(remat, changed, _flops(jaxpr), kept, activations.of_one_block(jaxpr)))
     return found
 
 
@@ -464,18 +467,20 @@ def _frontier(
 ) -> list[dict[str, Any]]:
     """For each remat policy: peak at this batch, largest batch of a device, FLOPs that are computed again."""
     rows: list[dict[str, Any]] = []
-    own = sum(policies[0].kept.values())
-    block = max(policies[0].kept.values(), default=0)
+    block = max(policy.block for policy in policies)
+
+    def at_once(policy: _Policy) -> int:
+        """What it keeps; where blocks are computed again, one at a time is there whole."""
+        return policy.kept + (block - policy.block if policy.flops["recomputed"] else 0)
+
     for policy in policies:
-        kept = sum(policy.kept.values())
         row = {
             "remat": policy.remat,
             "recomputed_flops": policy.flops["recomputed"],
             "overhead": policy.flops["all"] / max(plan["flops"]["all"] - plan["flops"]["recomputed"], 1) - 1,
-            "kept_bytes_per_device": kept * plan["device_batch"] // plan["batch_size"],
+            "kept_bytes_per_device": policy.kept * plan["device_batch"] // plan["batch_size"],
         }
-        # Where blocks are computed again, one at a time is there whole.
-        scale = (kept + (block if kept < own else 0)) / max(own, 1) if rows else None
+        scale = at_once(policy) / max(at_once(policies[0]), 1) if rows else None
         rows.append(row | _estimated(plan, scale))
         if search and plan["memory"]["hbm"]:
             rows[-1] |= _searched(launcher_build, policy.config, topology, plan, rows[-1], cache)

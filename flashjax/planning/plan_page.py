@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flashjax.drawing import STYLE, table, text_table
+from flashjax.drawing import STYLE, scatter, table, text_table
 from flashjax.ops.platform import in_words
 from flashjax.pages import write_page
 from flashjax.planning.chips import Chip
@@ -217,6 +217,19 @@ def frontier_rows(plan: Plan) -> list[list[str]]:
     ]
 
 
+def _frontier_figure(plan: Plan) -> list[str]:
+    """Peaks of memory by what is computed again, where there are several to choose from."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for row in plan["frontier"]:
+        if row["peak"] is not None:
+            point = 100 * row["overhead"], row["peak"] / 2**30, f"remat {row['remat']}"
+            points.setdefault(row["label"], []).append(point)
+    if sum(map(len, points.values())) < 2:
+        return []
+    drawn = scatter("Peak of a device by remat", points, "FLOPs computed again, %", "peak, GiB")
+    return [f'<section class="charts">{drawn}</section>']
+
+
 def _largest_batch(row: Mapping[str, Any]) -> str:
     """The number, or between which a search has left it."""
     if row["largest_batch"] is not None:
@@ -405,6 +418,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         if plan["collectives"]
         else f'<p class="note">{"not known" if plan["collectives"] is None else "none"}</p>',
         "<h2>Memory against recomputation</h2>",
+        *_frontier_figure(plan),
         table(FRONTIER_HEADS, frontier_rows(plan), (0, 5), "plan"),
         "<h2>How far to trust it</h2>",
         "<dl>" + "".join(f"<dt>{_tag(name)}</dt><dd>{escape(words)}</dd>" for name, words in LABELS.items()) + "</dl>",

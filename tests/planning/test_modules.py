@@ -75,6 +75,11 @@ def test_each_pass_has_its_flops_and_keeps_what_it_needs(scan):
     assert sum(activations.kept(closed).values()) == (9 if scan else 6) * one
 
 
+def test_one_block_of_a_scan_is_a_turn():
+    plain, again = (activations.of_one_block(traced(Layer(scan=True, remat=remat))) for remat in (False, True))
+    assert (plain, again) == (3 * 4 * 8 * 16, 4 * 8 * 16)
+
+
 def test_what_is_computed_again_is_counted_and_not_kept():
     plain, again = traced(Layer(scan=True)), traced(Layer(scan=True, remat=True))
     by_pass = flops_by(again, lambda _, stack: place(stack).part)

@@ -269,15 +269,13 @@ def frontier_plan(**memory):
     }
 
 
-def policy(remat, *kept):
-    return plans._Policy(
-        remat, Config(), {"all": 100, "recomputed": 0}, {f"block_{i}": size for i, size in enumerate(kept)}
-    )
+def policy(remat, kept, block=0):
+    return plans._Policy(remat, Config(), {"all": 100, "recomputed": 10 * bool(remat)}, kept, block)
 
 
 def test_what_does_not_fit_has_an_estimate_of_what_would():
     made = frontier_plan(peak=2016)  # 16 of the batch and 1,600 of activations, for 8 examples, beside 400
-    own, again = plans._frontier(None, None, made, [policy(False, 800, 2400), policy(True, 400)], False, False)
+    own, again = plans._frontier(None, None, made, [policy(False, 3200, 2400), policy(True, 400)], False, False)
     assert (own["peak"], own["largest_batch"], own["label"]) == (2016, int(600 / 1616 * 8), "compiler")
     assert again["label"] == "estimate" and again["peak"] < own["peak"]
     assert again["largest_batch"] > own["largest_batch"]
