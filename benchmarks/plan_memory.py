@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--batch", type=int, default=16, help="images in a batch, of all devices (default 16)")
     args = parser.parse_args()
-    from flashjax.planning.cells import in_process
+    from flashjax.processes import in_process
 
     print(f"{'mesh':26}{'state and batch, MiB':>30}{'a step beside them, MiB':>34}")
     print(f"{'':26}{'predicted':>12}{'found':>9}{'ratio':>9}{'predicted':>16}{'found':>9}{'ratio':>9}")

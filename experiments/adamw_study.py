@@ -14,10 +14,11 @@ from configs.adamw_study import PRESETS, AdamwStudy
 from flashjax import cli
 from flashjax.drawing import text_table
 from flashjax.models.convnet import ConvNet
-from flashjax.planning.cells import Line
-from flashjax.recipes import optimizer_grid, optimizer_page, optimizer_walk, study
+from flashjax.recipes import optimizer_grid, optimizer_page, optimizer_walk
 from flashjax.recipes.mapped import MappedTraining, digit_trainings
-from flashjax.recipes.study import Cell
+from flashjax.studies import study
+from flashjax.studies.cells import Line
+from flashjax.studies.study import Cell
 from flashjax.training import rundir
 
 PROGRAM = "experiments.adamw_study"

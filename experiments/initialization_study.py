@@ -11,9 +11,10 @@ from pathlib import Path
 
 from configs.initialization_study import PRESETS, InitializationStudy
 from flashjax import cli
-from flashjax.planning.cells import Line
-from flashjax.recipes import initialization, initialization_page, named_look, study
+from flashjax.recipes import initialization, initialization_page, named_look
 from flashjax.recipes.initialization import Part
+from flashjax.studies import study
+from flashjax.studies.cells import Line
 from flashjax.training import rundir
 
 PROGRAM = "experiments.initialization_study"

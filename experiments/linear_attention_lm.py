@@ -15,9 +15,9 @@ from flashjax.layers import attention
 from flashjax.layers.positions import RopeParameters
 from flashjax.models.flash import Flash, FlashConfig
 from flashjax.models.transformer import Transformer, TransformerConfig
-from flashjax.planning import comparison, comparison_page
-from flashjax.planning.comparison import Contestant
-from flashjax.recipes import language, study
+from flashjax.recipes import language
+from flashjax.studies import comparison, comparison_page, study
+from flashjax.studies.comparison import Contestant
 from flashjax.training import Experiment, rundir
 
 PROGRAM = "experiments.linear_attention_lm"

@@ -17,7 +17,8 @@ from configs.random_erasing_cifar import PRESETS, ErasingRun, RandomErasingCifar
 from flashjax import cli, training
 from flashjax.models.resnet import ResNet
 from flashjax.objectives.classification import Classification
-from flashjax.recipes import erasing_study, images, study
+from flashjax.recipes import erasing_study, images
+from flashjax.studies import study
 from flashjax.training import Experiment, rundir
 from flashjax.training.watchdog import Watchdog
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.scaling_study import PRESETS, ScalingStudy
 from flashjax import cli
-from flashjax.planning import figures, scaling
+from flashjax.studies import scaling, scaling_page
 from flashjax.training import rundir
 
 PROGRAM = "experiments.scaling_study"
@@ -35,7 +35,7 @@ def draw(workdir: Path, config: ScalingStudy) -> None:
         text += f"\n{scaling.fit_words(law, runs)}\n"
     (workdir / "table.md").write_text(text)
     title = f"Scaling of {lines[0]['experiment'] if lines else 'runs'}"
-    figure = figures.write_figure(workdir / "figure.html", title, lines, runs, law)
+    figure = scaling_page.write_figure(workdir / "figure.html", title, lines, runs, law)
     print(f"\n{text}\n  log     {workdir / 'cells.jsonl'}\n  table   {workdir / 'table.md'}\n  figure  {figure}")
 
 

@@ -26,8 +26,8 @@ from typing import Any
 
 import jax
 
-from flashjax.planning.cells import in_process
 from flashjax.planning.hlo import Instruction
+from flashjax.processes import in_process
 
 TARGET = "tpu_custom_call"
 """Of the custom call that a Pallas kernel is."""

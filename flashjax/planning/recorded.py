@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashjax.planning.cells import in_process
+from flashjax.processes import in_process
 
 Record = Mapping[str, Any]
 """JSON values: what `plan_pod` returns."""

@@ -13,8 +13,8 @@ from flashjax import drawing, models, pages
 from flashjax.data import DataConfig
 from flashjax.data.augment.erasing import RandomErasing
 from flashjax.models.resnet import ResNetConfig
-from flashjax.planning.cells import Line
-from flashjax.recipes import study
+from flashjax.studies import study
+from flashjax.studies.cells import Line
 from flashjax.training import Experiment, Result
 from flashjax.training.rundir import flat, is_free
 from flashjax.training.writers import read_json_lines

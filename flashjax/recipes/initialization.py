@@ -10,9 +10,9 @@ import numpy as np
 
 from flashjax.layers.gains import deepnorm
 from flashjax.models.transformer import Transformer, TransformerConfig
-from flashjax.recipes import study
 from flashjax.recipes.short_runs import Budget, ShortRuns
-from flashjax.recipes.study import Cell
+from flashjax.studies import study
+from flashjax.studies.study import Cell
 from flashjax.training import OptimizerConfig, ScheduleConfig
 from flashjax.training.parametrization import ParametrizationConfig
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from flashjax.drawing import STYLE, heat_map, line_chart, table, text_table
 from flashjax.pages import write_page
-from flashjax.planning.cells import Line
 from flashjax.recipes.initialization import Part, predicted
 from flashjax.recipes.optimum import Optimum, optimum
+from flashjax.studies.cells import Line
 
 Lines = Mapping[Part, Sequence[Line]]
 Curves = dict[str, list[tuple[float, float]]]

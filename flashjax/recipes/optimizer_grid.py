@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flashjax.drawing import power
 from flashjax.evaluation.statistics import Mean, Trend, mean, trend
-from flashjax.planning.cells import Line
+from flashjax.studies.cells import Line
 
 WORDS = {"adam_l2": "Adam with L2", "adamw": "AdamW, decay x rate", "adamw_paper": "AdamW, the paper's"}
 """Names of algorithms for readers; another one keeps its own."""

@@ -10,10 +10,10 @@ import numpy as np
 
 from flashjax.drawing import STYLE, heat_map, label, table, ticks
 from flashjax.pages import write_page
-from flashjax.planning.cells import Line
 from flashjax.recipes import optimizer_grid, optimizer_walk
 from flashjax.recipes.optimizer_grid import Surface, power
 from flashjax.recipes.optimizer_walk import ALGORITHMS, Step, Walk
+from flashjax.studies.cells import Line
 
 SIDE, MARGIN, EVERY = 420, 36, 20  # units of the drawing of the walk; steps between its points
 

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from flashjax.recipes import optimizer_grid, optimizer_page, study
+from flashjax.recipes import optimizer_grid, optimizer_page
+from flashjax.studies import study
 
 RATES, DECAYS, SEEDS = range(-8, -3), range(-6, 1), (0, 1, 2)
 TILT = {"adam_l2": -1, "adamw": 0}

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from flashjax.planning import cells
-from flashjax.planning.measure import Request
+from flashjax.processes import in_process
+from flashjax.studies import cells
+from flashjax.studies.measure import Request
 from flashjax.training.mesh import AXES
 from flashjax.training.parameters import human_bytes
 from flashjax.training.writers import read_json_lines
@@ -42,7 +43,7 @@ class Cell:
     """The batch grows with the devices."""
 
     def request(self, steps: int, rounds: int) -> Request:
-        """What to ask of `flashjax.planning.measure`.
+        """What to ask of `flashjax.studies.measure`.
 
         Raises:
             ValueError: naming what is not NAME=VALUE, or no mesh axis.
@@ -82,7 +83,7 @@ def measure_in_process(request: Request, virtual: bool, timeout: float = 1800.0)
         flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in f]
         flags.append(f"--xla_force_host_platform_device_count={request.devices}")
         environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
-    return cells.in_process("flashjax.planning.measure", json.dumps(asdict(request)), environment, timeout)
+    return in_process("flashjax.studies.measure", json.dumps(asdict(request)), environment, timeout)
 
 
 def sweep(wanted: Sequence[Cell], log: Path, steps: int, rounds: int, virtual: bool) -> list[Line]:

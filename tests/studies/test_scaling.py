@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from flashjax.planning import figures, measure, scaling
-from flashjax.planning.scaling import Cell, fit_power_law
+from flashjax.studies import measure, scaling, scaling_page
+from flashjax.studies.scaling import Cell, fit_power_law
 
 SWIN = "experiments.swin_imagenet --preset demo"
 
@@ -114,7 +114,7 @@ def test_table_and_figure(tmp_path):
     mixed = scaling.table([line(), line(size="a=1"), line("data=2", devices=2)]).splitlines()[2:5]
     assert [row.split("|")[1].strip() for row in mixed] == ["as preset", "as preset", "a=1"]
 
-    page = figures.write_figure(tmp_path / "figure.html", "a <study>", lines).read_text()
+    page = scaling_page.write_figure(tmp_path / "figure.html", "a <study>", lines).read_text()
     assert "a &lt;study&gt;" in page and "not a speed-up" in page and "data 2 × fsdp 4" in page and "one device" in page
     assert "data=3: error: batch | 3" in page and not re.search(r"https?://|<script", page)
     widths = [float(w) for w in re.findall(r'width="([\d.]+)" height="14"><title>step', page)]

@@ -1,6 +1,6 @@
 """One cell of a scaling study: what a train step of an experiment costs on one mesh.
 
-``python -m flashjax.planning.measure REQUEST`` is what a study starts, a process for each cell, since a process has one
+``python -m flashjax.studies.measure REQUEST`` is what a study starts, a process for each cell, since a process has one
 number of virtual devices for life; REQUEST is the JSON of a `Request`, and the last line of its output the result.
 """
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from flashjax.planning.claims import Claims
-from flashjax.recipes import study
-from tests.recipes.study_worker import CELLS
+from flashjax.studies import study
+from flashjax.studies.claims import Claims
+from tests.studies.study_worker import CELLS
 
 
 def figures(cells):
@@ -22,7 +22,7 @@ def told(line):
 
 
 def start(log, calls, seconds):
-    words = [sys.executable, "-m", "tests.recipes.study_worker", str(log), str(calls), str(seconds)]
+    words = [sys.executable, "-m", "tests.studies.study_worker", str(log), str(calls), str(seconds)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
@@ -145,7 +145,7 @@ def test_the_cells_of_a_killed_process_are_taken_over(tmp_path):
 
 def test_a_claim_is_seen_by_other_processes_only(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from flashjax.planning.claims import Claims\n"
+        "import sys; from pathlib import Path; from flashjax.studies.claims import Claims\n"
         "print([Claims(Path(sys.argv[1])).take(name) for name in ('a', 'b')])"
     )
 

@@ -2,7 +2,7 @@
 
 A cell is a mapping of names to plain values; its line in the log is the cell with its figures. What one compiled
 program can compute is measured together: `sweep` hands whole groups over, within which learning rates, decays and seeds
-can be mapped (`jax.vmap`). Cells that need a process each are for `flashjax.planning.cells.sweep`.
+can be mapped (`jax.vmap`). Cells that need a process each are for `flashjax.studies.cells.sweep`.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashjax.planning import cells as logs
-from flashjax.planning.cells import Line
+from flashjax.studies import cells as logs
+from flashjax.studies.cells import Line
 
 Cell = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""A process that takes part in a study: ``python -m tests.recipes.study_worker LOG CALLS SECONDS``.
+"""A process that takes part in a study: ``python -m tests.studies.study_worker LOG CALLS SECONDS``.
 
 It notes each cell that it measures in CALLS before it does, and takes SECONDS for a group.
 """
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from flashjax.recipes import study
+from flashjax.studies import study
 
 CELLS = study.grid(name=["a", "b", "c"], rate=[0.1, 0.2], seed=[0, 1])
 

@@ -1,28 +1,14 @@
-"""Cells of a study: processes of their own, logs that go on."""
+"""Cells of a study: logs that go on."""
 
 import json
 
 import pytest
 
-from flashjax.planning import cells
+from flashjax.studies import cells
 
 
 def key(line):
     return line["name"]
-
-
-def test_a_process_answers_by_its_last_line_or_says_why_not():
-    answer = cells.in_process("json.tool", "--version-that-is-not-there")
-    assert "error" in answer and "unrecognized arguments" in answer["error"]
-    assert cells.in_process("timeit", "-h", timeout=1e-9) == {"error": "not done after 0 s"}
-
-
-def test_the_last_line_of_a_process_is_its_result(tmp_path, monkeypatch):
-    (tmp_path / "told.py").write_text(
-        "import json, os, sys\nprint('on the way')\nprint(json.dumps([sys.argv[1], os.environ['MINE']]))\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert cells.in_process("told", "request", {"MINE": "yes"}) == ["request", "yes"]
 
 
 def test_what_is_known_is_not_measured_again_and_a_broken_last_line_is_replaced(tmp_path, capsys):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flashjax.drawing import STYLE, line_chart, scatter, table, text_table
 from flashjax.pages import write_page
-from flashjax.planning.cells import Line
-from flashjax.planning.comparison import TABLES
+from flashjax.studies.cells import Line
+from flashjax.studies.comparison import TABLES
 from flashjax.training.parameters import human_bytes
 
 

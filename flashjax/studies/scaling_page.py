@@ -9,7 +9,7 @@ from typing import Any
 from flashjax.drawing import BASE
 from flashjax.pages import write_page
 from flashjax.planning.collectives import KINDS
-from flashjax.planning.scaling import PowerLaw, Run, fit_words, virtual_note
+from flashjax.studies.scaling import PowerLaw, Run, fit_words, virtual_note
 from flashjax.training.parameters import human_bytes
 
 Line = Mapping[str, Any]

@@ -1,6 +1,6 @@
 """Language models side by side: each trained under one budget, evaluated and timed in a process of its own.
 
-``python -m flashjax.planning.comparison REQUEST`` is one cell of it; REQUEST is the JSON of a `Request`, and the last
+``python -m flashjax.studies.comparison REQUEST`` is one cell of it; REQUEST is the JSON of a `Request`, and the last
 line of its output the result. A launcher that can be compared has PRESETS and `contestant(config, name, causal, seed)`,
 which makes an experiment with `flashjax.objectives.language.LanguageModelling`.
 """
@@ -25,9 +25,10 @@ import numpy as np
 
 from flashjax import cli
 from flashjax.models.decode import for_decoding
-from flashjax.planning import cells
-from flashjax.planning.cells import Line
-from flashjax.planning.measure import compiled_step, temporaries
+from flashjax.processes import in_process
+from flashjax.studies import cells
+from flashjax.studies.cells import Line
+from flashjax.studies.measure import compiled_step, temporaries
 from flashjax.training.experiment import Experiment
 from flashjax.training.program import Program
 
@@ -81,7 +82,7 @@ def sweep(
         if who.reason:
             return {"error": who.reason}
         request = Request(launcher, tuple(arguments), who.name, who.table == "causal", who.seed, tuple(lengths))
-        return cells.in_process("flashjax.planning.comparison", json.dumps(asdict(request)), timeout=24 * 3600.0)
+        return in_process("flashjax.studies.comparison", json.dumps(asdict(request)), timeout=24 * 3600.0)
 
     return cells.sweep([asdict(who) for who in contestants], log, key, measure, _told)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flashjax.planning import comparison_page as page
+from flashjax.studies import comparison_page as page
 
 
 def line(name, seed=0, loss=2.0, table="causal", **more):
