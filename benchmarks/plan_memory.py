@@ -41,13 +41,13 @@ def measure(flags: list[str]) -> dict[str, Any]:
     from configs.swin_imagenet import PRESETS
     from experiments import swin_imagenet
     from flashjax import cli
-    from flashjax.planning import plan, topology
+    from flashjax.planning import topology, tracing
     from flashjax.planning.compiled import compile_for
     from flashjax.training.program import Program
 
     topology.prepare([f"cpu:{DEVICES}"])
     config = cli.parse(PRESETS, "experiments.swin_imagenet", None, args=flags)
-    experiment = plan.build(swin_imagenet.build, config)
+    experiment = tracing.build(swin_imagenet.build, config)
     machine = topology.open_topology(f"cpu:{DEVICES}")
     program = Program(experiment, machine.devices)
     compiled = compile_for(program.lower_step(), machine, cache=False)

@@ -10,14 +10,11 @@ Every figure is one of these kinds, and says which:
 
 import dataclasses
 import math
-import typing
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.extend import core
 
 import flashjax
@@ -26,31 +23,20 @@ from flashjax.planning import activations, collectives, cycles, hlo, kernels, mo
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
 from flashjax.planning.flops import flops_by, is_exact
+from flashjax.planning.frontier import frontier
 from flashjax.planning.topology import Topology
+from flashjax.planning.tracing import Build, build, policies, useful_flops
 from flashjax.training.executables import compilers
-from flashjax.training.experiment import Experiment, RunConfig
+from flashjax.training.experiment import Experiment
 from flashjax.training.mesh import batch_shards
 from flashjax.training.parameters import parameter_rows
 from flashjax.training.program import Program
 
 Plan = dict[str, Any]
 """JSON values alone. Bytes, seconds, FLOPs and cycles without prefixes."""
-Build = Callable[[Any], Experiment]
-"""A launcher's: configuration to experiment."""
-
 ROOT = str(Path(flashjax.__path__[0]).parent)
 ELSEWHERE = "loss and the rest"
 """What stands under no module."""
-MOST_COMPILES = 4
-"""Of one remat policy in a search."""
-
-
-def build(launcher_build: Build, config: Any) -> Experiment:
-    """The launcher's experiment; data that are not there are described by the model's sizes."""
-    model = getattr(config, "model", None)
-    sizes = {"classes": getattr(model, "num_classes", None), "vocab_size": getattr(model, "vocab_size", None)}
-    with described.allowed(**sizes):
-        return launcher_build(config)
 
 
 def make(launcher_build: Build, config: Any, topology: Topology, cache: bool = True, search: bool = False) -> Plan:
@@ -75,9 +61,9 @@ def plan_and_program(
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(compile_for, program.lower_step(), topology, cache)
         # What is traced alone is traced meanwhile.
-        policies = _policies(launcher_build, config, topology, traced)
-        flops = dict(policies[0].flops)
-        flops["useful"] = _useful(launcher_build, config, program, flops)
+        found = policies(launcher_build, config, topology, traced)
+        flops = dict(found[0].flops)
+        flops["useful"] = useful_flops(launcher_build, config, program, flops)
         try:
             compiled = compiling.result()
         except OutOfMemoryError as error:
@@ -121,7 +107,7 @@ def plan_and_program(
     plan["collectives"] = _collectives(compiled, program, topology.chip, costs) if compiled else None
     plan["memory"] = _memory(program, compiled, wanted, topology)
     plan["time"] = _time(plan, costs, topology)
-    plan["frontier"] = _frontier(launcher_build, topology, plan, policies, cache, search)
+    plan["frontier"] = frontier(launcher_build, topology, plan, found, cache, search)
     return plan, compiled, program
 
 
@@ -157,30 +143,6 @@ def _unknown_loops(compiled: Compiled) -> int:
         for name in module.executions()
         for i in module.computations.get(name, ())
         if i.opcode == "while"
-    )
-
-
-def _flops(traced: core.ClosedJaxpr) -> dict[str, int]:
-    """Of a step, all devices together, by pass; matrix products and convolutions, exact."""
-    found = flops_by(traced, lambda equation, stack: modules.place(stack).part)
-    return {part: int(found[part]) for part in modules.PASSES} | {"all": int(sum(found.values()))}
-
-
-def _useful(launcher_build: Build, config: Any, program: Program, flops: dict[str, int]) -> int:
-    """What utilisation is of: nothing that is computed again, and of a model that can be laid out in ways that multiply
-    by ones and zeros, the FLOPs of its plain one."""
-    model: Any = getattr(config, "model", None)
-    if not hasattr(model, "plain") or _is_plain(model, program.choices):
-        return flops["all"] - flops["recomputed"]
-    plain = dataclasses.replace(config, model=model.plain())
-    return _flops(Program(build(launcher_build, plain), list(program.mesh.devices.flat)).traced_step.jaxpr)["all"]
-
-
-def _is_plain(model: Any, choices: Mapping[str, Collection[str]]) -> bool:
-    """Whether the plain form is what runs, by the model's settings or by what `auto` has been chosen as."""
-    plain, settings = model.plain(), (f.name for f in dataclasses.fields(model))
-    return all(
-        getattr(plain, s) == getattr(model, s) or set(choices.get(s, ())) == {getattr(plain, s)} for s in settings
     )
 
 
@@ -424,171 +386,3 @@ def _custom_calls(costs: list[cycles.Cost], chip: Chip) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda call: -call["seconds"])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Policy:
-    """A value of the model's `remat`, and the step that is traced under it."""
-
-    remat: Any
-    config: Any
-    flops: dict[str, int]
-    kept: int
-    """Bytes that the forward pass hands to the backward pass."""
-    block: int
-    """Those of the block that keeps most."""
-
-
-def remat_values(config: RunConfig) -> list[Any]:
-    """The values that the model's `remat` can have, the configuration's own first; none where it has no such field."""
-    model: Any = getattr(config, "model", None)
-    if model is None or not hasattr(model, "remat"):
-        return []
-    kind = typing.get_type_hints(type(model))["remat"]
-    values = [False, True] if kind is bool else list(typing.get_args(kind))
-    return sorted(values, key=lambda value: value != model.remat)
-
-
-def _policies(launcher_build: Build, config: Any, topology: Topology, traced: core.ClosedJaxpr) -> list[_Policy]:
-    """All of them, the configuration's own, whose step is `traced` already, first."""
-    found = []
-    for remat in remat_values(config) or [None]:
-        changed, jaxpr = config, traced
-        if found:
-            changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-            jaxpr = Program(build(launcher_build, changed), topology.devices).traced_step.jaxpr
-        kept = activations.kept(jaxpr).total()
-        found.append(_Policy(remat, changed, _flops(jaxpr), kept, activations.of_one_block(jaxpr)))
-    return found
-
-
-def _frontier(
-    launcher_build: Build, topology: Topology, plan: Plan, policies: list[_Policy], cache: bool, search: bool
-) -> list[dict[str, Any]]:
-    """For each remat policy: peak at this batch, largest batch of a device, FLOPs that are computed again."""
-    rows: list[dict[str, Any]] = []
-    block = max(policy.block for policy in policies)
-
-    def at_once(policy: _Policy) -> int:
-        """What it keeps; where blocks are computed again, one at a time is there whole."""
-        return policy.kept + (block - policy.block if policy.flops["recomputed"] else 0)
-
-    for policy in policies:
-        row = {
-            "remat": policy.remat,
-            "recomputed_flops": policy.flops["recomputed"],
-            "overhead": policy.flops["all"] / max(plan["flops"]["all"] - plan["flops"]["recomputed"], 1) - 1,
-            "kept_bytes_per_device": policy.kept * plan["device_batch"] // plan["batch_size"],
-        }
-        scale = at_once(policy) / max(at_once(policies[0]), 1) if rows else None
-        rows.append(row | _estimated(plan, scale))
-        if search and plan["memory"]["hbm"]:
-            rows[-1] |= _searched(launcher_build, policy.config, topology, plan, rows[-1], cache)
-    return rows
-
-
-def _estimated(plan: Plan, scale: float | None) -> dict[str, Any]:
-    """Peak at this batch and largest batch, from the compiler's figure for the plan's own program: what it uses, or
-    wants where that is more than there is. `scale` is what another program keeps relative to it, None for itself."""
-    memory = plan["memory"]
-    peak, hbm, held = memory["peak"], memory["hbm"], memory["held"]
-    label = "compiler" if scale is None else "estimate"
-    if peak is None:
-        return {"peak": None, "largest_batch": None, "label": label}
-    state = sum(size for name, size in held.items() if name not in ("batch", "gradients"))
-    # Without the compiler's analysis, all that is wanted beyond the state.
-    temporaries = memory["compiler"]["temporaries"] if memory["compiler"] else peak - state - held["batch"]
-    growing = max(temporaries - held["gradients"], 0) * (1.0 if scale is None else scale) + held["batch"]
-    fixed = peak - temporaries + held["gradients"] - held["batch"]
-    largest = None if hbm is None or growing <= 0 else max(0, int((hbm - fixed) / growing * plan["device_batch"]))
-    return {
-        "peak": peak if scale is None else int(fixed + growing),
-        "largest_batch": None if largest is None else largest // plan["accumulate"] * plan["accumulate"],
-        "label": label,
-    }
-
-
-def _searched(
-    launcher_build: Build, config: Any, topology: Topology, plan: Plan, row: dict[str, Any], cache: bool
-) -> dict[str, Any]:
-    """The largest batch of a device by compiling, or between which it is; nothing new where no program compiles."""
-    at, unit = plan["device_batch"], plan["batch_size"] // plan["device_batch"]
-
-    def peak(batch: int) -> int | None:
-        data = dataclasses.replace(config.data, batch_size=batch * unit, eval_batch_size=batch * unit)
-        made = Program(build(launcher_build, dataclasses.replace(config, data=data)), topology.devices)
-        try:
-            compiled = compile_for(made.lower_step(), topology, cache)
-        except OutOfMemoryError as error:
-            return too_large(error.wanted)
-        return compiled.memory.peak if compiled.memory else None
-
-    def too_large(wanted: int | None) -> int | None:
-        """What is wanted is said in rounded units, which may be no more than there is."""
-        return None if wanted is None else max(wanted, limit + 1)
-
-    limit, step = plan["memory"]["hbm"], plan["accumulate"]
-    found: dict[int, int | None] = {}
-    if row["label"] == "compiler":  # the plan's own program
-        found[at] = row["peak"] if plan["memory"]["fits"] else too_large(row["peak"])
-    low, high, error = search_largest(peak, found, limit, at, row["largest_batch"], step)
-    if not found:
-        return {"search_error": error}
-    closed = high is not None and high - low <= step
-    return {
-        "peak": found[at],
-        "largest_batch": low if closed else None,
-        "bracket": None if closed else [low, high],
-        "label": "compiler",
-        "compiled_batches": {str(b): p for b, p in sorted(found.items())},
-        "search_error": error,
-    }
-
-
-def search_largest(
-    peak: Callable[[int], int | None],
-    found: dict[int, int | None],
-    limit: int,
-    at: int,
-    guess: int | None = None,
-    step: int = 1,
-    most: int = MOST_COMPILES,
-) -> tuple[int, int | None, str | None]:
-    """Largest multiple of `step` whose peak is within `limit`: (one that fits, the least known that does not, the error
-    that ended the search). 0 always fits; the answer is found where the two are `step` apart.
-
-    Args:
-        peak: bytes at a batch; None where it does not fit and nobody says how much it wants.
-        found: peaks that are known; new ones are added until there are `most`.
-        at: the first batch, if none is known.
-        guess: the next, if one is known.
-    """
-    while True:
-        low = max((b for b, p in found.items() if p is not None and p <= limit), default=0)
-        high = min((b for b in found if b > low), default=None)
-        if len(found) >= most or (high is not None and high - low <= step):
-            return low, high, None
-        batch = _next_batch(found, low, high, limit, guess, step) if found else at
-        try:
-            found[batch] = peak(batch)
-        except (ValueError, jax.errors.JaxRuntimeError) as error:
-            return low, high, f"{batch} examples a device: {error}"
-
-
-def _next_batch(
-    found: Mapping[int, int | None], low: int, high: int | None, limit: int, guess: int | None, step: int
-) -> int:
-    """Where a line through two peaks meets the limit, those of `low` and `high` if both are known; else twice what
-    fits, or the middle."""
-    known = [(b, p) for b, p in sorted(found.items()) if p is not None]
-    near = [(b, p) for b, p in known if b in (low, high)]
-    pair = near if len(near) == 2 else known
-    wanted = guess if len(found) == 1 else None
-    # Two that do not fit may be so near each other that a line through them is that of their rounding.
-    if len(pair) > 1 and (low or 8 * (pair[-1][0] - pair[0][0]) >= pair[-1][0]):
-        (b0, p0), (b1, p1) = pair[0], pair[-1]
-        wanted = min(b0 + (limit - p0) * (b1 - b0) // (p1 - p0), 8 * b1) if p1 > p0 else None
-    if wanted is None:
-        wanted = 2 * low if high is None else (low + high) // 2
-    batch = max(wanted // step * step, low + step)
-    return batch if high is None else min(batch, high - step)

@@ -118,7 +118,7 @@ def test_every_preset_fits_together(preset):
     assert config.preset == preset
     goal = swin_imagenet.objective(config, config.model.num_classes)
     image = jax.ShapeDtypeStruct((1, *config.model.image_shape, 3), np.uint8)
-    params = jax.eval_shape(lambda: goal.init({"params": jax.random.key(0)}, {"image": image}))["params"]
+    params = jax.eval_shape(lambda x: goal.init({"params": jax.random.key(0)}, {"image": x}), image)["params"]
     mask = decay_mask(params, config.optimizer.no_decay)
     flat = {training.sharding.path_string(p): v for p, v in jax.tree_util.tree_leaves_with_path(mask)}
     assert all(value == path.endswith("kernel") for path, value in flat.items() if "cpb_mlp" not in path)

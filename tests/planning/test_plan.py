@@ -11,7 +11,8 @@ import pytest
 
 from flashjax.ops.attention import dot_product_attention
 from flashjax.ops.platform import choices, in_words
-from flashjax.planning import activations, cycles, hlo, plan_page, topology
+from flashjax.planning import activations, cycles, hlo, plan_page, topology, tracing
+from flashjax.planning import frontier as frontiers
 from flashjax.planning import plan as plans
 from flashjax.planning.chips import CHIPS
 from flashjax.planning.modules import Place
@@ -220,7 +221,7 @@ def searched(peak, at, guess=None, known=True, says=True, step=1):
 
     found = {at: compiled(at)} if known else {}
     tried.clear()
-    return plans.search_largest(compiled, found, LIMIT, at, guess, step), tried
+    return frontiers.search_largest(compiled, found, LIMIT, at, guess, step), tried
 
 
 @pytest.mark.parametrize(
@@ -270,18 +271,18 @@ def frontier_plan(**memory):
 
 
 def policy(remat, kept, block=0):
-    return plans._Policy(remat, Config(), {"all": 100, "recomputed": 10 * bool(remat)}, kept, block)
+    return tracing.Policy(remat, Config(), {"all": 100, "recomputed": 10 * bool(remat)}, kept, block)
 
 
 def test_what_does_not_fit_has_an_estimate_of_what_would():
     made = frontier_plan(peak=2016)  # 16 of the batch and 1,600 of activations, for 8 examples, beside 400
-    own, again = plans._frontier(None, None, made, [policy(False, 3200, 2400), policy(True, 400)], False, False)
+    own, again = frontiers.frontier(None, None, made, [policy(False, 3200, 2400), policy(True, 400)], False, False)
     assert (own["peak"], own["largest_batch"], own["label"]) == (2016, int(600 / 1616 * 8), "compiler")
     assert again["label"] == "estimate" and again["peak"] < own["peak"]
     assert again["largest_batch"] > own["largest_batch"]
     made["accumulate"] = 2
-    assert plans._frontier(None, None, made, [policy(False, 3200)], False, False)[0]["largest_batch"] == 2
-    unknown = plans._frontier(None, None, frontier_plan(), [policy(False, 3200)], False, False)
+    assert frontiers.frontier(None, None, made, [policy(False, 3200)], False, False)[0]["largest_batch"] == 2
+    unknown = frontiers.frontier(None, None, frontier_plan(), [policy(False, 3200)], False, False)
     assert (unknown[0]["peak"], unknown[0]["largest_batch"]) == (None, None)
     machine = topology.Topology("v5e:2x2", "TPU v5 lite", "tpu", range(4), CHIPS["TPU v5 lite"])
     time = plans._time({"flops": {"all": 4 * 197 * 10**12}, "devices": 4, "collectives": None}, [], machine)
@@ -291,7 +292,7 @@ def test_what_does_not_fit_has_an_estimate_of_what_would():
 def test_only_what_was_compiled_is_the_compilers():
     analysis = {"temporaries": 500, "arguments": 316, "outputs": 300, "aliased": 300, "program": 0}
     made = frontier_plan(peak=816, fits=True, compiler=analysis)
-    rows = plans._frontier(None, None, made, [policy(False, 3200), policy(True, 3200)], False, False)
+    rows = frontiers.frontier(None, None, made, [policy(False, 3200), policy(True, 3200)], False, False)
     assert [row["label"] for row in rows] == ["compiler", "estimate"] and rows[0]["peak"] == rows[1]["peak"] == 816
     shown = plan_page.frontier_rows({"frontier": rows})
     assert [row[-1] for row in shown] == ["compiler; batch: estimate", "estimate"]
@@ -318,8 +319,8 @@ def test_a_search_that_fails_leaves_the_plan(monkeypatch):
     def refuse(*_):
         raise ValueError("no such batch")
 
-    monkeypatch.setattr(plans, "build", refuse)
-    own, again = plans._frontier(None, None, made, [policy(False, 3200), policy(True, 9)], False, True)
+    monkeypatch.setattr(frontiers, "build", refuse)
+    own, again = frontiers.frontier(None, None, made, [policy(False, 3200), policy(True, 9)], False, True)
     assert own["bracket"] == [8, None] and own["compiled_batches"] == {"8": 816}
     assert again["label"] == "estimate" and again["largest_batch"] > 8
     assert all("no such batch" in row["search_error"] for row in (own, again))
@@ -350,7 +351,7 @@ class Model:
     ],
 )
 def test_a_plain_model_is_not_traced_again(model, chosen, wanted):
-    assert plans._is_plain(model, chosen) is wanted
+    assert tracing._is_plain(model, chosen) is wanted
 
 
 def trace(tokens: int) -> None:
