@@ -18,6 +18,7 @@ from flashjax.data import AugmentConfig, DataConfig
 from flashjax.data.augment import device, randaugment
 from flashjax.data.augment.erasing import sample_boxes
 from flashjax.data.augment.mixing import sample_mixing
+from flashjax.data.augment.operations import run
 from flashjax.data.transforms import TrainTransform, center_resize
 from tests.data.helpers import picture
 
@@ -154,7 +155,7 @@ def test_each_operation_of_randaugment_over_its_whole_range(timm_draws, index, i
         for seed, image in ((0, textured(3, 21, 17)), (1, flat), (2, picture(5, 21, 17))):
             stream, mine = Stream(seed), Stream(seed)
             timm_draws(stream)
-            got = operations[index](image, level / 10, Scripted(mine), policy)
+            got = run(image, [operations[index].draw(level / 10, Scripted(mine), policy.interpolation)], policy.fill)
             if "Posterize" in names[index] and theirs.level_fn(level, params) == (0,):
                 assert not np.asarray(got).any()  # no bit is kept: black, where Pillow 13 stops timm with an error
                 continue
