@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from configs.byte_transformer import BYTE_TRANSFORMER
-from configs.flash_lm import FLASH_VECTORS
 from flashjax.data import TextConfig
 from flashjax.models.flash import FlashConfig
 from flashjax.models.transformer import TransformerConfig
@@ -89,8 +88,6 @@ class LinearAttentionLm(LanguageRun):
     """Architecture of the Transformers."""
     flash: FlashConfig = field(default_factory=FlashConfig)
     """Architecture of flash, flash_quad and gau."""
-    flash_no_decay: tuple[str, ...] = FLASH_VECTORS
-    """Their parameters that decay leaves alone, besides vectors and optimizer.no_decay; as in flash_lm."""
 
 
 def demo() -> LinearAttentionLm:

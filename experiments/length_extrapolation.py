@@ -63,7 +63,7 @@ def study(config: LengthExtrapolation, watchdog: Watchdog) -> None:
 
 def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__)
-    with cli.friendly_errors(), language.study_flags(config), training.session(config.run) as watchdog:
+    with cli.friendly_errors(config), training.session(config.run) as watchdog:
         if config.run.dry_run:
             return training.dry_run(build(config.run))
         study(config, watchdog)

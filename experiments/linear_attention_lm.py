@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from configs.flash_lm import FLASH_VECTORS
 from configs.linear_attention_lm import FAMILIES, FLASH, PRESETS, LinearAttentionLm
 from flashjax import cli, training
 from flashjax.layers import attention
@@ -54,17 +55,17 @@ def split(words: str) -> tuple[str, str]:
 
 
 def contestant(config: LinearAttentionLm, name: str, causal: bool, seed: int) -> Experiment:
-    """The experiment of one cell."""
+    """The experiment of one cell; of FLASH decay leaves the same vectors alone as in flash_lm."""
     optimizer = config.optimizer
     if name in FLASH:
-        optimizer = dataclasses.replace(optimizer, no_decay=(*optimizer.no_decay, *config.flash_no_decay))
+        optimizer = dataclasses.replace(optimizer, no_decay=(*optimizer.no_decay, *FLASH_VECTORS))
     config = dataclasses.replace(config, seed=seed, model=architecture(config, name, causal), optimizer=optimizer)
     return language.experiment(config, Flash if name in FLASH else Transformer, PROGRAM)
 
 
 def contestants(config: LinearAttentionLm) -> list[Contestant]:
     """All cells: a model, a table, a seed."""
-    budget = study.digest(config, OWN)
+    budget = study.digest(dataclasses.asdict(config) | {"flash_no_decay": FLASH_VECTORS}, OWN)
     options, found = dict(map(split, config.options)), []
     for table, names in (("causal", config.mixers), ("masked", config.encoders)):
         for name in names:

@@ -98,6 +98,24 @@ def _of_the_run(args: Sequence[str], config: Any) -> list[str]:
     return [flag.sub("--run.", arg) for arg in args]
 
 
+def _as_a_study_has_them(config: Any, message: str) -> str:
+    """The message with the flags that a study lacks and its run has as those of its run."""
+    run = _run(config)
+
+    def has(settings: Any, path: str) -> bool:
+        for name in path.split("."):
+            name = name if hasattr(settings, name) else name.removeprefix("no_")
+            if not hasattr(settings, name):
+                return False
+            settings = getattr(settings, name)
+        return True
+
+    def spelled(flag: re.Match) -> str:
+        return f"--run.{flag[1]}" if has(run, flag[1]) and not has(config, flag[1]) else flag[0]
+
+    return message if run is config else re.sub(r"--(\w+(?:\.\w+)*)", spelled, message)
+
+
 def _run(config: Any) -> Any:
     """Of a study, the training of its model; else the configuration itself."""
     return getattr(config, "run", config)
@@ -201,8 +219,11 @@ def _recorded(args: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def friendly_errors() -> Iterator[None]:
-    """Errors that a user can act on become one message and exit status 2; FLASHJAX_DEBUG=1 shows where they arose."""
+def friendly_errors(config: Any = None) -> Iterator[None]:
+    """Errors that a user can act on become one message and exit status 2; FLASHJAX_DEBUG=1 shows where they arose.
+
+    Of a study's ``config`` they name flags of its `run` as the study has them.
+    """
     from flashjax.training.checkpoints import CheckpointError
     from flashjax.training.nonfinite import NonFiniteError
     from flashjax.training.rundir import RunDirectoryError
@@ -212,7 +233,7 @@ def friendly_errors() -> Iterator[None]:
     except (ValueError, OSError, ImportError, CheckpointError, NonFiniteError, RunDirectoryError) as error:
         if os.environ.get("FLASHJAX_DEBUG"):
             raise
-        _fail(f"{error}\n(FLASHJAX_DEBUG=1 shows where this arose)")
+        _fail(f"{_as_a_study_has_them(config, str(error))}\n(FLASHJAX_DEBUG=1 shows where this arose)")
 
 
 def _fail(message: str) -> Any:

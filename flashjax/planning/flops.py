@@ -6,8 +6,8 @@ mesh: the count is of the whole computation. Recomputation under remat is in the
 from these counts is of the hardware, not of the model, wherever something is recomputed.
 
 A loop whose bounds are computed, as blocked attention's are from the number of a block, is a `while` that says no
-length. Integers that depend on no argument are followed through the jaxpr, a scan's turn by turn where that is wanted,
-so that such bounds are known; `is_exact` says whether all are.
+length. Integers that depend on no argument are followed through the jaxpr (`planning.values`), a scan's turn by turn
+where that is wanted, so that such bounds are known; `is_exact` says whether all are.
 """
 
 import math
@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 from jax.extend import core
+
+from flashjax.planning.values import MOST, Known, Value, constant, is_followed, stacked, turns
 
 # fmt: off
 ELEMENTWISE = frozenset({
@@ -43,10 +44,10 @@ def flops_by_primitive(
 
     `args` may be arrays or `jax.ShapeDtypeStruct`s, with any tree around them; nothing is run. Counted are
     `dot_general` and `conv_general_dilated`, and with `elementwise` also `ELEMENTWISE` and `REDUCTIONS`. Bodies count
-    thus: scan times its length; cond as its most expensive branch; `while` (also what `fori_loop` with traced bounds
-    becomes) times its turns where its bounds depend on no argument, else times `while_iterations`; shard_map times the
-    devices that it runs on; a Pallas kernel times its grid; jit, remat and custom derivatives once. Factorisations,
-    FFTs, sorts and whatever foreign calls hide are not counted.
+    thus: scan times its length; cond as its most expensive branch; a `while` that counts up (what `fori_loop` with
+    traced bounds becomes) times its turns where its bounds depend on no argument, any other times `while_iterations`;
+    shard_map times the devices that it runs on; a Pallas kernel times its grid; jit, remat and custom derivatives once.
+    Factorisations, FFTs, sorts and whatever foreign calls hide are not counted.
     """
     closed = jax.make_jaxpr(fn)(*args)
     counts = flops_by(closed, lambda equation, stack: equation.primitive.name, elementwise, while_iterations)
@@ -76,8 +77,6 @@ def count_flops(fn: Callable[..., Any], *args: Any, elementwise: bool = False, w
 Key = Callable[[core.JaxprEqn, str], Any]
 
 
-Value = np.ndarray | None
-"""Integers or booleans, of no dims or one; None for what is not known."""
 Body = core.Jaxpr | core.ClosedJaxpr
 
 
@@ -107,12 +106,12 @@ class _Counting:
         """Of `body`, whose arguments are `given`; with `follow` its results are wanted."""
         jaxpr = _opened(body)
         total: Counter[Any] = Counter()
-        exact, known = True, _Known()
+        exact, known = True, Known()
         follow = follow or self._holds(jaxpr, _LOOPS)  # else nobody asks for values
         if follow:
             known.put(jaxpr.invars, given)
             if isinstance(body, core.ClosedJaxpr):
-                known.put(jaxpr.constvars, [_constant(const) for const in body.consts])
+                known.put(jaxpr.constvars, [constant(const) for const in body.consts])
         for equation in jaxpr.eqns:
             name, params, stack = equation.primitive.name, equation.params, stack_of(equation, above)
             values = [known.value(v) for v in equation.invars] if follow else []
@@ -125,15 +124,15 @@ class _Counting:
                 total += max((f.counts for f in found), key=lambda c: c.total(), default=Counter())
                 exact &= all(f.exact for f in found)
             elif name == "while":
-                turns, consts = _turns(equation, values), params["cond_nconsts"]
+                times, consts = turns(equation, values), params["cond_nconsts"]
                 test = self.count(params["cond_jaxpr"], stack, values[:consts])
                 one = self.count(params["body_jaxpr"], stack, values[consts : consts + params["body_nconsts"]])
                 counts = test.counts + one.counts
-                total += _times(counts, self.while_iterations if turns is None else turns)
-                exact &= one.exact and (turns is not None or not counts)
+                total += _times(counts, self.while_iterations if times is None else times)
+                exact &= one.exact and (times is not None or not counts)
             elif name == "scan":
                 found = self._scan(
-                    equation, stack, values, follow and any(_is_followed(v.aval) for v in equation.outvars)
+                    equation, stack, values, follow and any(is_followed(v.aval) for v in equation.outvars)
                 )
                 total += found.counts
                 exact &= found.exact
@@ -150,7 +149,7 @@ class _Counting:
                 total[self.key(equation, stack)] += sum(math.prod(_shape(out)) for out in equation.outvars)
             elif self.elementwise and name in REDUCTIONS:
                 total[self.key(equation, stack)] += math.prod(_shape(equation.invars[0]))
-            if follow and (name in _ELEMENTWISE or name in _SHAPED) and all(value is not None for value in values):
+            if follow:
                 known.compute(equation, values)
         return _Found(total, exact, [known.value(v) for v in jaxpr.outvars] if follow else [])
 
@@ -162,7 +161,7 @@ class _Counting:
         each = self.count(body, stack, values[:consts])
         alike = _Found(_times(each.counts, length), each.exact, [])
         follow = follow and not self._holds(body.jaxpr, _PRODUCTS)  # such as what is made of the numbers of blocks
-        known = any(value is not None for value in values[consts:]) and 0 < length <= _MOST
+        known = any(value is not None for value in values[consts:]) and 0 < length <= MOST
         if not known or (each.exact and not follow):
             return alike
         order = range(length)[:: -1 if params["reverse"] else 1]
@@ -176,7 +175,7 @@ class _Counting:
                 return alike
             total += found.counts
             carry, made[turn] = found.results[: first - consts], found.results[first - consts :]
-        return _Found(total, True, [*carry, *map(_stacked, zip(*(made[i] for i in range(length)), strict=True))])
+        return _Found(total, True, [*carry, *map(stacked, zip(*(made[i] for i in range(length)), strict=True))])
 
     def _holds(self, jaxpr: core.Jaxpr, names: frozenset[str]) -> bool:
         """Whether an equation of one of these primitives is somewhere in it."""
@@ -195,106 +194,6 @@ _CALLS = frozenset(
     {"jit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 )
 """Whose one body has their operands and results; a device's part of an array has another shape."""
-
-
-class _Known:
-    """Values of a jaxpr's variables, as far as they are known."""
-
-    def __init__(self):
-        self.values: dict[core.Var, np.ndarray] = {}
-
-    def value(self, atom: Any) -> Value:
-        return _constant(atom.val) if isinstance(atom, core.Literal) else self.values.get(atom)
-
-    def put(self, variables: Sequence[core.Var], values: Sequence[Value]) -> None:
-        for variable, value in zip(variables, values, strict=False):  # values of the first ones alone may be known
-            if value is not None and value.shape == _shape(variable) and _is_followed(value):
-                self.values[variable] = value
-
-    def compute(self, equation: core.JaxprEqn, values: Sequence[Any]) -> None:
-        name, (out,) = equation.primitive.name, equation.outvars
-        array: Any = out.aval
-        if _is_followed(array):
-            with np.errstate(all="ignore"):
-                made = _ELEMENTWISE[name](*values) if name in _ELEMENTWISE else _SHAPED[name](array.shape, *values)
-            self.values[out] = np.asarray(made).astype(array.dtype)
-
-
-_MOST = 2**12
-"""Elements of an array that is followed."""
-
-
-def _is_followed(array: Any) -> bool:
-    """Whether an array, or what is known of it, is integers of at most one dim."""
-    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if shape is None or dtype is None or len(shape) > 1 or math.prod(shape) > _MOST:
-        return False
-    return jax.numpy.issubdtype(dtype, np.integer) or jax.numpy.issubdtype(dtype, np.bool_)
-
-
-def _constant(value: Any) -> Value:
-    if isinstance(value, int | bool):
-        return np.asarray(value)
-    there = getattr(value, "is_fully_addressable", True)
-    return np.asarray(value) if there and _is_followed(value) else None
-
-
-def _stacked(values: Sequence[Value]) -> Value:
-    return (
-        None if any(value is None for value in values) else np.stack([value for value in values if value is not None])
-    )
-
-
-# fmt: off
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "sign": np.sign, "rem": np.fmod,
-    "div": lambda a, b: (a - np.fmod(a, b)) // b, "max": np.maximum, "min": np.minimum,
-    "clamp": lambda low, x, high: np.clip(x, low, high), "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
-    "not": np.invert, "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
-    "convert_element_type": np.asarray, "copy": np.asarray, "pvary": np.asarray,
-}
-# fmt: on
-_SHAPED: dict[str, Callable[..., Any]] = {
-    "broadcast_in_dim": lambda shape, x: np.broadcast_to(x, shape),
-    "iota": lambda shape: np.arange(math.prod(shape)),
-    "reshape": lambda shape, x: x.reshape(shape),
-    "squeeze": lambda shape, x: x.reshape(shape),
-}
-"""Given the shape of the result too."""
-
-
-def _turns(loop: core.JaxprEqn, values: Sequence[Value]) -> int | None:
-    """How often a `while` of the form of `fori_loop` runs, while i < end: i += step; None where that is not known."""
-    params = loop.params
-    test, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
-    consts, skipped = params["cond_nconsts"], params["body_nconsts"]
-    begun = dict(zip(test.invars, [*values[:consts], *values[consts + skipped :]], strict=True))
-    new = dict(zip(test.invars[consts:], zip(body.invars[skipped:], body.outvars, strict=True), strict=True))
-    compared = _maker(test, test.outvars[0], "lt")
-    if compared is None:
-        return None
-    index, last = compared.invars
-    if isinstance(index, core.Literal) or index not in new:
-        return None
-    before, after = new[index]
-    added = _maker(body, after, "add")
-    steps = [_constant(v.val) for v in added.invars if isinstance(v, core.Literal)] if added else []
-    if isinstance(last, core.Literal):
-        end = _constant(last.val)
-    else:
-        kept = new.get(last, (None, None))
-        end = begun.get(last) if kept[0] is kept[1] else None
-    start = begun[index]
-    if added is None or before not in added.invars or start is None or end is None or steps[0] is None:
-        return None
-    return max(0, -(-(int(end) - int(start)) // int(steps[0])))
-
-
-def _maker(jaxpr: core.Jaxpr, result: Any, primitive: str) -> core.JaxprEqn | None:
-    """The equation that makes `result`, if it is of this primitive."""
-    found = (e for e in jaxpr.eqns if e.primitive.name == primitive)
-    return next((e for e in found if any(out is result for out in e.outvars)), None)
 
 
 def _dot_general(equation: core.JaxprEqn) -> int:

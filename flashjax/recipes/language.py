@@ -10,10 +10,8 @@ A launcher names a module and its presets, and says what is its own:
         language.main(PRESETS, "experiments.mine", __doc__, Transformer)
 """
 
-import contextlib
 import dataclasses
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -405,28 +403,6 @@ def check_study(config: Any) -> None:
             f"--run.init {run.init} is where training starts, and with --checkpoint {config.checkpoint} there is none: "
             "leave one of them out"
         )
-
-
-@contextlib.contextmanager
-def study_flags(config: Any) -> Iterator[None]:
-    """Errors name a flag of a study's `run` as the study has it: --run.data.length for --data.length."""
-
-    def has(settings: Any, path: str) -> bool:
-        for name in path.split("."):
-            if not hasattr(settings, name):
-                return False
-            settings = getattr(settings, name)
-        return True
-
-    def spelled(flag: re.Match) -> str:
-        own = has(config, flag[1]) or not has(config.run, flag[1])
-        return flag[0] if own else f"--run.{flag[1]}"
-
-    try:
-        yield
-    except Exception as error:
-        error.args = tuple(re.sub(r"--(\w+(?:\.\w+)*)", spelled, x) if isinstance(x, str) else x for x in error.args)
-        raise
 
 
 def main(

@@ -142,6 +142,40 @@ def test_bounds_of_loops_are_known_in_layers_that_are_computed_again():
     assert again == pytest.approx(4.5 * forward, rel=0.02)
 
 
+def test_loops_of_rows_side_by_side_run_as_often_as_the_longest():
+    def loop(n, x):
+        return jax.lax.fori_loop(0, n, lambda _, c: square(c), x)
+
+    rows = jax.vmap(loop, (0, None))
+    assert count_flops(lambda x: rows(jnp.arange(4), x), spec(4, 4)) == 3 * 4 * PRODUCT
+    assert is_exact(jax.make_jaxpr(lambda x: rows(jnp.arange(4), x))(spec(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("begin", "step", "turns"),
+    [
+        (0, lambda i: i + 2, 5),
+        (3, lambda i: 1 + i, 6),
+        (1, lambda i: i + i, None),
+        (0, lambda i: i + 0, None),
+        (0, lambda i: i - 1, None),
+    ],
+)
+def test_loops_that_count_up_are_known_and_others_are_not(begin, step, turns):
+    def loop(x):
+        return jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (step(c[0]), square(c[1])), (begin, x))
+
+    assert is_exact(jax.make_jaxpr(loop)(spec(4, 4))) == (turns is not None)
+    assert count_flops(loop, spec(4, 4)) == (turns or 1) * PRODUCT
+
+
+def test_a_step_that_is_carried_is_not_known():
+    def loop(x):
+        return jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + c[1], c[1], square(c[2])), (0, 2, x))
+
+    assert not is_exact(jax.make_jaxpr(loop)(spec(4, 4))) and count_flops(loop, spec(4, 4)) == PRODUCT
+
+
 def test_a_loop_whose_bounds_are_an_argument_makes_a_count_a_lower_bound():
     def loop(x, n):
         return jax.lax.fori_loop(0, n, lambda _, c: square(c), x)
