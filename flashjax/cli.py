@@ -93,9 +93,15 @@ def _of_the_run(args: Sequence[str], config: Any) -> list[str]:
     run = _run(config)
     if run is config:
         return list(args)
-    fields = {field.name for field in dataclasses.fields(run)} - {field.name for field in dataclasses.fields(config)}
-    flag = re.compile(rf"^--(?=(no_)?({'|'.join(fields)})([.=]|$))")
-    return [flag.sub("--run.", arg) for arg in args]
+    own = {field.name for field in dataclasses.fields(config)}
+    groups = {name for name in own if dataclasses.is_dataclass(getattr(config, name))}
+
+    def is_of_run(flag: re.Match) -> bool:
+        name = flag[1] if hasattr(run, flag[1]) else flag[1].removeprefix("no_")
+        return hasattr(run, name) and name not in (groups if flag[2] == "." else own)
+
+    flags = ((arg, re.match(r"--(\w+)([.=]|$)", arg)) for arg in args)
+    return [f"--run.{arg[2:]}" if flag and is_of_run(flag) else arg for arg, flag in flags]
 
 
 def _as_a_study_has_them(config: Any, message: str) -> str:

@@ -71,6 +71,8 @@ def test_the_environments_data_are_for_what_reads_a_directory(launcher, args, pr
 def test_a_launcher_is_opened_with_flags_of_its_run():
     module, run = cli.launcher("experiments.performer_lm", ["--mesh.fsdp=2", "--train.no_progress", "--run.steps", "3"])
     assert module.build and run.mesh.fsdp == 2 and not run.train.progress and run.steps == 3
+    _, run = cli.launcher("experiments.performer_lm", ["--checkpoint", "DIR", "--checkpoint.keep", "3", "--no_dry_run"])
+    assert run.checkpoint.keep == 3 and not run.dry_run  # the study's own --checkpoint is a path
     _, run = cli.launcher("experiments.performer_lm", ["--data_dir", "/text", "--model.depth", "1"])
     assert run.data_dir == "/text" and run.model.depth == 1
     for name, needs in (("flashjax.cli", "build"), ("experiments.performer_lm", "contestant")):

@@ -316,7 +316,12 @@ def _rotary_config(given: _Given) -> TransformerConfig:
     kind, width, heads = given.kind, given["hidden_size"], given["num_attention_heads"]
     dim = _unless(given["head_dim"], 0 if width % heads else width // heads)
     bias = bool(given.get("attention_bias")) if kind in ("llama", "qwen3") else kind == "qwen2"
-    window = _sliding(given)
+    window, rope = _sliding(given), RopeParameters.from_config(given)
+    if rope.partial_rotary_factor != 1 and rope.rope_type != "proportional":
+        raise ValueError(
+            f"partial_rotary_factor {rope.partial_rotary_factor} of {kind}: transformers turns whole heads of these "
+            "models, whatever it says, so take it out of the configuration"
+        )
     return TransformerConfig(
         vocab_size=given["vocab_size"],
         width=width,
@@ -333,7 +338,7 @@ def _rotary_config(given: _Given) -> TransformerConfig:
         mlp_bias=kind == "llama" and bool(given["mlp_bias"]),
         qk_norm="both" if kind == "qwen3" else "none",
         position="rope",
-        rope=RopeParameters.from_config(given),
+        rope=rope,
         max_length=given["max_position_embeddings"],
         mixer_options=f"window={window}" if window else "",
         tie_embeddings=given["tie_word_embeddings"],

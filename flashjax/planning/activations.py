@@ -36,7 +36,8 @@ def kept(closed: core.ClosedJaxpr) -> Counter[str]:
 
 def of_one_block(closed: core.ClosedJaxpr) -> int:
     """The bytes of that block which keeps most, of a scan those of one turn: what is there at once where blocks are
-    computed again one by one. A block is what ends in a number (`layer_3`, `stage_0/block_1`), or a scan's turn."""
+    computed again one by one. A block is what ends in a number (`layer_3`, `stage_0/block_1`), the last such name of a
+    path, or a scan's turn."""
     blocks: Counter[str] = Counter()
     for (module, turns), size in _kept(closed.jaxpr, "").items():
         block = _BLOCK.match(module)

@@ -96,7 +96,6 @@ def plan_and_program(
             cores=topology.cores,
             bytes_a_cycle=chip.hbm_bandwidth / chip.clock if chip and chip.clock else math.inf,
         )
-        plan["notes"] += _unscheduled(costs)
     plan["flops"] = flops
     plan["flops_exact"] = is_exact(traced)
     if not plan["flops_exact"]:
@@ -129,11 +128,6 @@ def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None
             "leave out what can lie in the L2 cache, and take NVLink for the way between hosts too."
         )
     return notes
-
-
-def _unscheduled(costs: list[cycles.Cost]) -> list[str]:
-    unknown = sum(cost.target == kernels.TARGET and cost.scheduled is None for cost in costs)
-    return [f"{unknown} kernels have no schedule and count their floor alone."] if unknown else []
 
 
 def _unknown_loops(compiled: Compiled) -> int:

@@ -550,7 +550,7 @@ _STYLE = """
 .tag { font-size: 11px; font-weight: 500; border: 1px solid currentColor; border-radius: 8px; padding: 0 7px;
   color: var(--muted); white-space: nowrap; vertical-align: 2px; }
 .tag.exact, .tag.at { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
-.tag.floor { color: var(--c4); }
+.tag.floor { color: var(--c4); } .tag.chip { color: var(--c5); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
 .bar { position: relative; display: flex; height: 24px; background: var(--line); border-radius: 5px; overflow: hidden;
   margin: 10px 0 6px; }

@@ -76,7 +76,8 @@ class Language:
     variables: dict[str, Any] | None = None
     """Pretrained ones, host arrays."""
     eos: tuple[int, ...] = ()
-    """Tokens that end a text by the checkpoint's own word, besides the tokenizer's."""
+    """Tokens that end a text by the checkpoint's own word, besides the tokenizer's. A run that starts from it does not
+    keep them."""
 
 
 def initial(config: Any, module: type[nn.Module]) -> Language:
@@ -200,7 +201,7 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
 
 
 def _check_documents(config: Any, *sets: Any) -> None:
-    """Counts documents in the first rows: in a step, documents without a place are no error but NaN."""
+    """Counts documents in this process's first rows: in a step, documents without a place are no error but NaN."""
     mixer = config.model.make_mixer() if isinstance(config.model, TransformerConfig) else None
     places = getattr(mixer, "documents", None)
     if places is None or config.data.documents == "joined" or any(isinstance(rows, Described) for rows in sets):

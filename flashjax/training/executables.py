@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 
 from flashjax.planning import kernels
 
-MAGIC = b"flashjax compiled step 2\n"
+KIND = b"flashjax compiled step "
+MAGIC = KIND + b"2\n"
 
 
 def compilers() -> dict[str, str]:
@@ -103,7 +104,8 @@ def load(path: str | Path, lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stage
     """
     content = Path(path).read_bytes()
     if not content.startswith(MAGIC):
-        raise ValueError(f"{path} is no compiled step: make one with --plan TOPOLOGY --save {path}")
+        what = "is of another format than this version's" if content.startswith(KIND) else "is no compiled step"
+        raise ValueError(f"{path} {what}: make one with --plan TOPOLOGY --save {path}")
     first, end, rest = content.removeprefix(MAGIC).partition(b"\n")
     try:
         there = json.loads(first) if end else {}

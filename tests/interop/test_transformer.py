@@ -335,6 +335,7 @@ def test_public_configurations_are_our_variants(name: str, values: dict[str, Any
         ({"hidden_size": "drop"}, r"the configuration \(llama\) lacks hidden_size"),
         ({"hidden_size": 10, "num_attention_heads": 4, "head_dim": None}, "set head_dim"),
         ({"rope_scaling": {"rope_type": "linear"}}, "needs factor"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5 of llama: transformers turns whole heads"),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3},
             "layer_types full_attention, sliding_attention: flashjax's layers are all of one type",

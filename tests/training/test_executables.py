@@ -64,6 +64,7 @@ def test_the_step_of_another_run_is_refused(changes, reason, saved, tmp_path):
         (lambda content: content.replace(b"{", b"", 1), "is damaged"),
         (lambda content: content[:-9] + b"x" + content[-8:], "is damaged"),
         (lambda content: b"other", "is no compiled step: make one with --plan TOPOLOGY --save"),
+        (lambda content: b"flashjax compiled step 1\n" + content, "is of another format than this version's: make one"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name(damage, words, saved, tmp_path):
