@@ -66,7 +66,8 @@ def first_update(family, mesh):
     state = program.init()
     split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
     if mesh is not None:
-        assert len(split) >= (4 if max(MESHES[mesh].fsdp, MESHES[mesh].tensor) > 1 else 0), "kernels are split"
+        # FLASH has three kernels for tensor, which a scan stacks.
+        assert len(split) >= (3 if max(MESHES[mesh].fsdp, MESHES[mesh].tensor) > 1 else 0), "kernels are split"
         assert program.mesh.size == 8
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = program.train_step(state, program.put(made.train_data.batch(0), made.train_data.spec))
