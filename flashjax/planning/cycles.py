@@ -104,7 +104,7 @@ def costs(
             callees = instruction.calls
             if instruction.opcode == "while":
                 trips = module.trips(name, instruction)
-                turns = times * (while_iterations if trips is None else trips)
+                turns = round(times * (while_iterations if trips is None else trips))
                 for how, callee in callees:
                     if how in ("body", "condition"):
                         made += visit(callee, turns)

@@ -69,6 +69,15 @@ def is_exact(closed: core.ClosedJaxpr) -> bool:
     return _Counting(lambda *_: None).count(closed, "").exact
 
 
+def turns_of_loops(closed: core.ClosedJaxpr) -> list[tuple[str, float | None]]:
+    """Each `while` in the order of the jaxpr: (the stack under which it stands, its turns: the mean of all times that
+    it is begun, None where they depend on an argument)."""
+    counting = _Counting(lambda *_: None)
+    counting.count(closed, "")
+    loops = counting.loops.values()
+    return [(stack, sum(times) / len(times) if times else None) for _, stack, times in loops]
+
+
 def count_flops(fn: Callable[..., Any], *args: Any, elementwise: bool = False, while_iterations: int = 1) -> int:
     """FLOPs of `fn(*args)`: the sum of `flops_by_primitive`, where what is counted is said."""
     return sum(flops_by_primitive(fn, *args, elementwise=elementwise, while_iterations=while_iterations).values())
@@ -101,6 +110,8 @@ class _Counting:
     while_iterations: int = 1
     held: dict[tuple[core.Jaxpr, frozenset[str]], bool] = field(default_factory=dict)
     """What `_holds` has found."""
+    loops: dict[int, tuple[core.JaxprEqn, str, list[int]]] = field(default_factory=dict)
+    """Each `while`, the stack it stands under, and its turns as often as they were found."""
 
     def count(self, body: Body, above: str, given: Sequence[Value] = (), follow: bool = False) -> _Found:
         """Of `body`, whose arguments are `given`; with `follow` its results are wanted."""
@@ -125,6 +136,8 @@ class _Counting:
                 exact &= all(f.exact for f in found)
             elif name == "while":
                 times, consts = turns(equation, values), params["cond_nconsts"]
+                found_turns = self.loops.setdefault(id(equation), (equation, stack, []))[2]
+                found_turns += [] if times is None else [times]
                 test = self.count(params["cond_jaxpr"], stack, values[:consts])
                 one = self.count(params["body_jaxpr"], stack, values[consts : consts + params["body_nconsts"]])
                 counts = test.counts + one.counts

@@ -74,6 +74,8 @@ class Module:
     computations: dict[str, tuple[Instruction, ...]]
     entry: str
     text: str = field(repr=False)
+    turns: dict[str, float] = field(default_factory=dict, repr=False)
+    """Of loops whose length is not to be read here, by name: the mean, from elsewhere."""
 
     @functools.cached_property
     def devices(self) -> int:
@@ -99,16 +101,21 @@ class Module:
                     trips = self.trips(name, instruction)
                     repeats = while_iterations if trips is None else trips
                 for how, callee in instruction.calls:
-                    visit(callee, times * (repeats if how in ("body", "condition") else 1))
+                    visit(callee, round(times * (repeats if how in ("body", "condition") else 1)))
 
         visit(self.entry, 1)
         return counts
 
-    def trips(self, computation: str, loop: Instruction) -> int | None:
+    def trips(self, computation: str, loop: Instruction) -> float | None:
         """How often the body of `loop`, an instruction of `computation`, runs; None where it is not to be seen.
 
-        What the compiler notes counts; else a condition 'i < n' with constant n, a first i and a constant step.
+        What the compiler notes counts; else a condition 'i < n' with constant n, a first i and a constant step; else
+        `turns`.
         """
+        found = self._read_trips(computation, loop)
+        return self.turns.get(loop.name) if found is None else found
+
+    def _read_trips(self, computation: str, loop: Instruction) -> int | None:
         if found := _TRIPS.search(loop.line):
             return int(found[1])
         callees = dict(loop.calls)

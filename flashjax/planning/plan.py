@@ -22,7 +22,7 @@ from flashjax.data import described
 from flashjax.planning import activations, collectives, cycles, hlo, kernels, modules
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
-from flashjax.planning.flops import flops_by, is_exact
+from flashjax.planning.flops import flops_by, is_exact, turns_of_loops
 from flashjax.planning.frontier import frontier
 from flashjax.planning.topology import Topology
 from flashjax.planning.tracing import Build, build, policies, useful_flops
@@ -68,6 +68,8 @@ def plan_and_program(
             compiled = compiling.result()
         except OutOfMemoryError as error:
             wanted = error.wanted
+    if compiled:
+        _tell_turns(compiled.module, traced)
     shards = batch_shards(program.mesh)
     plan: Plan = {
         "name": experiment.name,
@@ -128,6 +130,24 @@ def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None
             "leave out what can lie in the L2 cache, and take NVLink for the way between hosts too."
         )
     return notes
+
+
+def _tell_turns(module: hlo.Module, traced: core.ClosedJaxpr) -> None:
+    """Gives the program's loops of unknown length the turns that the jaxpr's of the same place and pass have, in order;
+    where a place has another number of them, each has the mean."""
+    known: dict[modules.Place, list[float | None]] = defaultdict(list)
+    for stack, turns in turns_of_loops(traced):
+        known[modules.place(stack)].append(turns)
+    unknown: dict[modules.Place, list[str]] = defaultdict(list)
+    for name in module.executions():
+        for i in module.computations.get(name, ()):
+            if i.opcode == "while" and module.trips(name, i) is None:
+                unknown[modules.place_in_hlo(i.op_name)].append(i.name)
+    for where, names in unknown.items():
+        turns = [x for x in known[where] if x is not None]
+        if turns and len(turns) == len(known[where]):
+            mean = sum(turns) / len(turns)
+            module.turns.update(zip(names, turns if len(turns) == len(names) else [mean] * len(names), strict=True))
 
 
 def _unknown_loops(compiled: Compiled) -> int:

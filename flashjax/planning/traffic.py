@@ -30,14 +30,18 @@ def traffic(module: Module, instruction: Instruction, by_name: Mapping[str, Inst
         arrays = _ARRAY.findall(instruction.shape)
         part = min((shape_bytes(a) for a in arrays if shape_bytes(a) > 8), default=0)
         return sum(main(shape, part) for shape in (*arrays[-1:], *operands[:1]))
-    inside = next((module.computations.get(callee, ()) for how, callee in instruction.calls if how == "calls"), ())
+    inside = _inside(module, instruction)
     if base != "fusion" or not inside:  # a kernel may be given an array once for each part that it reads
         distinct = [by_name[name].shape for name in dict.fromkeys(instruction.operands) if name in by_name]
         return main(instruction.shape) + sum(map(main, distinct))
     root = next(i for i in inside if i.root)
     updated = _updated(root, inside)
     written = main(instruction.shape) if updated is None else main(instruction.shape, updated[1])
-    return written + sum(main(shape, _read(inside, i, updated)) for i, shape in enumerate(operands))
+    return written + sum(main(shape, _read(module, inside, i, updated)) for i, shape in enumerate(operands))
+
+
+def _inside(module: Module, fusion: Instruction) -> Sequence[Instruction]:
+    return next((module.computations.get(callee, ()) for how, callee in fusion.calls if how == "calls"), ())
 
 
 def _updated(root: Instruction, inside: Sequence[Instruction]) -> tuple[str, int] | None:
@@ -48,8 +52,10 @@ def _updated(root: Instruction, inside: Sequence[Instruction]) -> tuple[str, int
     return None if part is None else (root.operands[0], part.bytes)
 
 
-def _read(inside: Sequence[Instruction], index: int, updated: tuple[str, int] | None) -> int | None:
-    """Bytes of its operand number `index` that a fusion reads; None for all of it."""
+def _read(
+    module: Module, inside: Sequence[Instruction], index: int, updated: tuple[str, int] | None = None
+) -> int | None:
+    """Bytes of its operand number `index` that a fusion reads, itself or in fusions inside it; None for all of it."""
     given = next((i for i in inside if i.opcode == "parameter" and f"parameter({index})" in i.line), None)
     if given is None:
         return None
@@ -57,6 +63,12 @@ def _read(inside: Sequence[Instruction], index: int, updated: tuple[str, int] | 
     for user in (i for i in inside if given.name in i.operands):
         if user.opcode in _PARTS and user.operands[0] == given.name:
             total += user.bytes
+        elif user.opcode == "fusion":
+            places = [i for i, name in enumerate(user.operands) if name == given.name]
+            parts = [_read(module, _inside(module, user), place) for place in places]
+            if None in parts:
+                return None
+            total += sum(part for part in parts if part is not None)
         elif not (user.root and updated and updated[0] == given.name and user.operands[1:].count(given.name) == 0):
             return None
     return total

@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from flashjax.ops.attention import dot_product_attention
-from flashjax.planning.flops import count_flops, flops_by_primitive, is_exact
+from flashjax.planning.flops import count_flops, flops_by_primitive, is_exact, turns_of_loops
 
 
 def spec(*shape):
@@ -174,6 +174,17 @@ def test_a_step_that_is_carried_is_not_known():
         return jax.lax.while_loop(lambda c: c[0] < 9, lambda c: (c[0] + c[1], c[1], square(c[2])), (0, 2, x))
 
     assert not is_exact(jax.make_jaxpr(loop)(spec(4, 4))) and count_flops(loop, spec(4, 4)) == PRODUCT
+
+
+def test_turns_of_loops_are_said_by_place():
+    def rows(x, n):
+        with jax.named_scope("fixed"):
+            x = jax.lax.scan(lambda c, i: (jax.lax.fori_loop(0, i, lambda _, c: square(c), c), None), x, jnp.arange(4))
+        with jax.named_scope("given"):
+            return jax.lax.fori_loop(0, n, lambda _, c: square(c), x[0])
+
+    traced = jax.make_jaxpr(rows)(spec(4, 4), jax.ShapeDtypeStruct((), jnp.int32))
+    assert turns_of_loops(traced) == [("fixed", 1.5), ("given", None)]
 
 
 def test_a_loop_whose_bounds_are_an_argument_makes_a_count_a_lower_bound():

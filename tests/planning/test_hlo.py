@@ -94,6 +94,8 @@ def test_the_length_of_a_loop_is_read_from_its_condition():
     assert hlo.parse(TPU.replace("constant(1)", "constant(5)")).executions()["body"] == 3
     unknown = hlo.parse(TPU.replace("direction=LT", "direction=NE"))
     assert unknown.executions()["body"] == 1 and unknown.executions(while_iterations=7)["body"] == 7
+    unknown.turns[loop.name] = 4.4
+    assert unknown.executions()["body"] == 4 and unknown.trips("main", loop) == 4.4
 
 
 def test_estimates_are_summed_along_the_schedule():

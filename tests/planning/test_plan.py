@@ -60,6 +60,22 @@ def test_flops_of_loops_of_unknown_length_are_a_lower_bound(plan):
     assert plan_page.time_rows(plan | {"flops_exact": False})[0][2] == "at least"
 
 
+def test_loops_of_a_program_have_the_turns_of_the_jaxpr():
+    def rows(x, n):
+        with jax.named_scope("fixed"):
+            x, _ = jax.lax.scan(lambda c, i: (jax.lax.fori_loop(0, i, lambda _, c: c @ c, c), None), x, jnp.arange(4))
+        with jax.named_scope("given"):
+            return jax.lax.fori_loop(0, n, lambda _, c: c @ c, x)
+
+    given = jnp.ones((4, 4)), jnp.int32(2)
+    module = hlo.parse(jax.jit(rows).lower(*given).compile().as_text())
+    before = module.executions()
+    plans._tell_turns(module, jax.make_jaxpr(rows)(*given))
+    assert list(module.turns.values()) == [1.5]  # of the four that the scan begins
+    grown = {name: (before[name], times) for name, times in module.executions().items() if times != before[name]}
+    assert grown and set(grown.values()) == {(4, 6)}
+
+
 def test_what_a_cpu_does_not_say_is_none_and_not_a_guess(plan):
     assert plan["chip"] is None and plan["memory"]["fits"] is None
     assert plan["time"]["step_seconds"] is None and set(plan["time"]["floors"].values()) == {None}

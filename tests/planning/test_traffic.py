@@ -19,6 +19,13 @@ TEXT = """HloModule m, is_scheduled=true
   ROOT %flat = f32[1024] bitcast(%part)
 }
 
+%deep (a: f32[64,1024], i: s32[]) -> f32[1024] {
+  %a = f32[64,1024] parameter(0)
+  %i = s32[] parameter(1)
+  %row = f32[1024] fusion(%a, %i), kind=kLoop, calls=%cut
+  ROOT %r = f32[1024] negate(%row)
+}
+
 %put (a: f32[64,1024], row: f32[1,1024], i: s32[]) -> f32[64,1024] {
   %a = f32[64,1024] parameter(0)
   %row = f32[1,1024] parameter(1)
@@ -33,6 +40,7 @@ ENTRY %main (x: f32[1024], all: f32[64,1024], i: s32[]) -> f32[64,1024] {
   %near = f32[1024]{0:T(1024)S(1)} copy(%x)
   %sum = f32[1024] fusion(%x), kind=kLoop, calls=%add
   %row = f32[1024] fusion(%all, %i), kind=kLoop, calls=%cut
+  %nested = f32[1024] fusion(%all, %i), kind=kOutput, calls=%deep
   %some = f32[2,1024] slice(%all), slice={[0:2], [0:1024]}
   %kernel = f32[1024] custom-call(%all, %sum, %all), custom_call_target="tpu_custom_call"
   %wide = f32[1,1024] bitcast(%sum)
@@ -48,6 +56,7 @@ ROW = 4 * 1024
         ("near", ROW),  # only what is read: the copy lies elsewhere
         ("sum", 2 * ROW),
         ("row", 2 * ROW + 4),  # a row of 64 is read, and its number
+        ("nested", 2 * ROW + 4),  # the same by a fusion inside it
         ("kernel", 66 * ROW),  # an array that it is given twice, once
         ("some", 4 * ROW),
         ("new", 2 * ROW + 4),  # in place: the other rows are neither read nor written
