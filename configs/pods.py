@@ -2,7 +2,6 @@
 
 from flashjax.planning.recorded import Pod
 
-LAUNCHER = "experiments.swin_imagenet"
 WHOLE = frozenset({"all-reduce", "collective-permute"})
 """Of a step whose parameters are whole on each device: gradients, and images that are mixed with those at the other end
 of the batch."""
@@ -13,7 +12,12 @@ device has some rows for all images, is exchanged. The compiler makes no reduce-
 
 def _swin(topology: str, preset: str, batch: int, *mesh: str) -> Pod:
     arguments = ("--preset", preset, "--data.batch_size", str(batch), *mesh)
-    return Pod(LAUNCHER, arguments, topology, SPLIT if mesh else WHOLE)
+    return Pod("experiments.swin_imagenet", arguments, topology, SPLIT if mesh else WHOLE)
+
+
+def _text(topology: str, preset: str) -> Pod:
+    """The paper's 2^18 tokens a step in rows of 8,192, whose parameters are split over all 16 devices."""
+    return Pod("experiments.flash_lm", ("--preset", preset, "--mesh.fsdp", "16"), topology, SPLIT)
 
 
 PODS = {
@@ -26,4 +30,6 @@ PODS = {
     "large_22k v5e:4x4": _swin("v5e:4x4", "large_22k", 512, "--mesh.fsdp", "16"),
     "large_22k v5p:4x4x4": _swin("v5p:4x4x4", "large_22k", 2048, "--mesh.fsdp", "16"),
     "large_22k v6e:2x2": _swin("v6e:2x2", "large_22k", 128, "--mesh.fsdp", "4"),
+    "wiki40b v5e:4x4": _text("v5e:4x4", "wiki40b"),
+    "wiki40b_transformer v5e:4x4": _text("v5e:4x4", "wiki40b_transformer"),
 }
