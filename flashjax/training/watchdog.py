@@ -9,12 +9,13 @@ import atexit
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -208,7 +209,8 @@ class Watchdog:
             traceback.print_exception(error)
             wait_s = self.limit_s + 5 * self.poll_s
             _say(f"a collective failed: waiting up to {wait_s:.0f} s to learn which process is gone")
-            time.sleep(wait_s)  # The watching thread ends the process as soon as it knows.
+            with _deaf_to_sigterm():
+                time.sleep(wait_s)  # The watching thread ends the process as soon as it knows.
         # The guard stays: the coordinator may leave while this process is still on its way out.
         self._leave(f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:500])
         if self._me == 0:
@@ -302,6 +304,19 @@ class Watchdog:
         wait_s = self.limit_s + 8 * self.poll_s
         _say(f"the runtime aborts: waiting up to {wait_s:.0f} s to learn whether another process is gone")
         time.sleep(wait_s)  # The watching threads end the process as soon as they know.
+
+
+@contextlib.contextmanager
+def _deaf_to_sigterm() -> Iterator[None]:
+    """A launcher sends it to those that are left as soon as one process is gone: they still have to say which."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _orderly(error: BaseException) -> bool:
