@@ -435,8 +435,7 @@ def t5_bucket(
     offset = jnp.zeros_like(relative)
     single, growing = t5_buckets(bidirectional, buckets, max_distance)
     if bidirectional:
-        buckets //= 2
-        offset = jnp.where(relative > 0, buckets, 0)
+        offset = jnp.where(relative > 0, single + growing, 0)
         distance = jnp.abs(relative)
     else:
         distance = -jnp.minimum(relative, 0)

@@ -66,8 +66,9 @@ def resize_parameters(
 
 
 def _check(source: SwinConfig, target: SwinConfig) -> None:
+    plain_source, plain_target = source.plain(), target.plain()
     for field in dataclasses.fields(SwinConfig):
-        old, new = getattr(source.plain(), field.name), getattr(target.plain(), field.name)
+        old, new = getattr(plain_source, field.name), getattr(plain_target, field.name)
         if field.name not in _FREE and old != new:
             raise ValueError(f"parameters trained with {field.name}={old!r} do not fit {field.name}={new!r}")
     if source.feature_norms and not target.feature_norms:

@@ -101,7 +101,7 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
 
 def collective(instruction: Instruction, executions: int, devices: int) -> Collective | None:
     """What an instruction exchanges, or None where it is no collective, or the end of an asynchronous one."""
-    kind = instruction.opcode.removesuffix("-start")
+    kind = instruction.base
     if kind not in KINDS:
         return None
     result, start = instruction.shape, instruction.opcode != kind

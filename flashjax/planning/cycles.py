@@ -152,14 +152,14 @@ def _cost(
         scheduled=kernels.cycles(instruction, bundles, cores),
         chip_memory=kernels.chip_memory(instruction),
         floor=round(moved / bytes_a_cycle),
-        collectives=tuple(i.name for i in _inside(module, instruction) if _base(i) in COLLECTIVES),
+        collectives=tuple(i.name for i in _inside(module, instruction) if i.base in COLLECTIVES),
     )
 
 
 def kind_of(module: Module, instruction: Instruction) -> str:
     """One of `KINDS`: of a fusion, by what is in it."""
     inside = {i.opcode for i in _inside(module, instruction)}
-    base = _base(instruction)
+    base = instruction.base
     if base in COLLECTIVES or inside & set(COLLECTIVES):
         return "collective"
     if base == "custom-call":
@@ -174,11 +174,6 @@ def kind_of(module: Module, instruction: Instruction) -> str:
     if rest and rest <= _COPY | {"copy-start", "slice-start", "dynamic-slice-start", "async-start"}:
         return "copy"
     return "elementwise" if rest or "convert" in inside or "broadcast" in inside else "other"
-
-
-def _base(instruction: Instruction) -> str:
-    """The opcode, of the start of an asynchronous pair that of the whole."""
-    return instruction.opcode.removesuffix("-start")
 
 
 def _inside(module: Module, instruction: Instruction) -> Iterable[Instruction]:

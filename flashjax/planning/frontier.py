@@ -13,6 +13,7 @@ from flashjax.planning.tracing import Build, Policy, build
 from flashjax.training.program import Program
 
 Plan = dict[str, Any]
+"""JSON values alone. Bytes, seconds, FLOPs and cycles without prefixes."""
 MOST_COMPILES = 4
 """Of one remat policy in a search."""
 

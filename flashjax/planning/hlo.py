@@ -36,6 +36,11 @@ class Instruction:
     """The whole line."""
     root: bool
 
+    @property
+    def base(self) -> str:
+        """The opcode, of the start of an asynchronous pair that of the whole."""
+        return self.opcode.removesuffix("-start")
+
     @functools.cached_property
     def bytes(self) -> int:
         """Of the result, without the padding of its layout."""

@@ -23,7 +23,7 @@ from flashjax.planning import activations, collectives, cycles, hlo, kernels, mo
 from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
 from flashjax.planning.flops import flops_by, is_exact, turns_of_loops
-from flashjax.planning.frontier import frontier
+from flashjax.planning.frontier import Plan, frontier
 from flashjax.planning.topology import Topology
 from flashjax.planning.tracing import Build, build, policies, useful_flops
 from flashjax.training.executables import compilers
@@ -32,8 +32,6 @@ from flashjax.training.mesh import batch_shards
 from flashjax.training.parameters import parameter_rows
 from flashjax.training.program import Program
 
-Plan = dict[str, Any]
-"""JSON values alone. Bytes, seconds, FLOPs and cycles without prefixes."""
 ROOT = str(Path(flashjax.__path__[0]).parent)
 ELSEWHERE = "loss and the rest"
 """What stands under no module."""
@@ -135,14 +133,14 @@ def _notes(experiment: Experiment, compiled: Compiled | None, wanted: int | None
 def _tell_turns(module: hlo.Module, traced: core.ClosedJaxpr) -> None:
     """Gives the program's loops of unknown length the turns that the jaxpr's of the same place and pass have, in order;
     where a place has another number of them, each has the mean."""
-    known: dict[modules.Place, list[float | None]] = defaultdict(list)
-    for stack, turns in turns_of_loops(traced):
-        known[modules.place(stack)].append(turns)
     unknown: dict[modules.Place, list[str]] = defaultdict(list)
     for name in module.executions():
         for i in module.computations.get(name, ()):
             if i.opcode == "while" and module.trips(name, i) is None:
                 unknown[modules.place_in_hlo(i.op_name)].append(i.name)
+    known: dict[modules.Place, list[float | None]] = defaultdict(list)
+    for stack, turns in turns_of_loops(traced) if unknown else []:
+        known[modules.place(stack)].append(turns)
     for where, names in unknown.items():
         turns = [x for x in known[where] if x is not None]
         if turns and len(turns) == len(known[where]):
@@ -266,7 +264,7 @@ def _combined(module: hlo.Module) -> dict[str, str]:
         by_name = {i.name: i for i in instructions}
         for instruction in instructions:
             given = [by_name[name] for name in instruction.operands if name in by_name]
-            if len(given) < 2 or instruction.opcode.removesuffix("-start") not in collectives.KINDS:
+            if len(given) < 2 or instruction.base not in collectives.KINDS:
                 continue
             sizes: Counter[str] = Counter()
             for operand in given:

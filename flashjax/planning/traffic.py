@@ -22,7 +22,7 @@ def traffic(module: Module, instruction: Instruction, by_name: Mapping[str, Inst
         sizes = [shape_bytes(array) for array in _ARRAY.findall(shape) if not _ELSEWHERE.search(array)]
         return sum(max(0, (size if most is None else min(size, most)) - cache) for size in sizes)
 
-    base = instruction.opcode.removesuffix("-start")
+    base = instruction.base
     if base == "copy" and base != instruction.opcode:  # (to, from, context)
         return main(instruction.shape)
     operands = [by_name[name].shape for name in instruction.operands if name in by_name]
