@@ -36,14 +36,23 @@ def compiler_options(*, backward: bool, platform: str | None = None) -> dict[str
     only of a program with a `backward` pass, where XLA's own, of a bias's gradient over all tokens, take longest. Of a
     step's time by default that leaves 0.56 for ResNet-20, 0.7 for ResNet-50, 0.9 for FLASH, 0.95 for the Transformer, 1
     for Swin-T; of a forward pass's 0.9, 0.74 and 0.85 for the Transformer, FLASH and Swin-T (two cores, float32).
+
+    On TPUs XLA makes a ring of small products of one whose operand is gathered, from a size on, and gathers activations
+    for it in the backward pass of parameters that are split. Here weights are gathered whole, beside what comes before.
+    By the compiler's estimates that leaves 0.54 of the step of FLASH, 0.76 of the Transformer's (fsdp 16) and 0.89 of
+    that with a tensor axis of 4, and less memory (docs/plan.md).
     """
-    if (platform or jax.default_backend()) != "cpu":
-        return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE" if backward else ""}
-    try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
+    name = platform or jax.default_backend()
+    options = {}
+    if name == "cpu":
+        options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE" if backward else ""}
+    elif name == "tpu":
+        options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": str(2**20)}
+    if options and name == jax.default_backend():  # of a plan's devices no function of this process can be compiled
+        try:
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        except jax.errors.JaxRuntimeError:
+            return {}
     return options
 
 

@@ -1,11 +1,16 @@
-"""What programs on a CPU are compiled with."""
+"""What programs are compiled with."""
+
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from flashjax.ops.platform import compiler_options
+from flashjax.planning.topology import open_topology
+from flashjax.training.mesh import MeshConfig, make_mesh
 
 
 def product(x, kernel):
@@ -31,10 +36,27 @@ def test_on_a_cpu_ynnpack_has_the_sums_of_a_backward_pass_alone(backward, handed
         np.testing.assert_allclose(ours(x, kernel), by_itself(x, kernel), rtol=1e-5, atol=1e-4)
 
 
-def test_other_platforms_are_left_alone():
-    for platform in ("tpu", "gpu"):
-        assert compiler_options(backward=True, platform=platform) == {}
-        assert compiler_options(backward=False, platform=platform) == {}
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu (the extra plan)")
+def test_on_tpus_a_split_weight_is_gathered_and_not_sent_around_a_ring():
+    mesh = make_mesh(MeshConfig(fsdp=16), open_topology("v5e:4x4").devices)
+    rows, columns = (NamedSharding(mesh, spec) for spec in (PartitionSpec("fsdp"), PartitionSpec(None, "fsdp")))
+    x = jax.ShapeDtypeStruct((32, 8192, 768), jnp.bfloat16, sharding=rows)
+    kernel = jax.ShapeDtypeStruct((768, 3072), jnp.bfloat16, sharding=columns)
+
+    def loss(kernel, x):
+        return (jnp.tanh(x @ kernel) @ kernel.T).astype(jnp.float32).sum()
+
+    by_itself, ours = (
+        jax.jit(jax.grad(loss), compiler_options=options).lower(kernel, x).compile().as_text()
+        for options in ({}, compiler_options(backward=True, platform="tpu"))
+    )
+    assert "collective-permute" in by_itself, "this compiler makes no rings by itself: plan again without the option"
+    assert "collective-permute" not in ours
+    assert "all-gather" in ours
+
+
+def test_gpus_are_left_alone():
+    assert compiler_options(backward=True, platform="gpu") == compiler_options(backward=False, platform="gpu") == {}
 
 
 def test_a_setting_that_xla_does_not_know_is_left_out(monkeypatch):
