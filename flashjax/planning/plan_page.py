@@ -220,13 +220,14 @@ def frontier_rows(plan: Plan) -> list[list[str]]:
 def _frontier_figure(plan: Plan) -> list[str]:
     """Peaks of memory by what is computed again, where there are several to choose from."""
     points: dict[str, list[tuple[float, float, str]]] = {}
+    unit, size = ("GiB", 2**30) if max(row["peak"] or 0 for row in plan["frontier"]) >= 2**30 else ("MiB", 2**20)
     for row in plan["frontier"]:
         if row["peak"] is not None:
-            point = 100 * row["overhead"], row["peak"] / 2**30, f"remat {row['remat']}"
+            point = 100 * row["overhead"], row["peak"] / size, f"remat {row['remat']}"
             points.setdefault(row["label"], []).append(point)
     if sum(map(len, points.values())) < 2:
         return []
-    drawn = scatter("Peak of a device by remat", points, "FLOPs computed again, %", "peak, GiB")
+    drawn = scatter("Peak of a device by remat", points, "FLOPs computed again, %", f"peak, {unit}")
     return [f'<section class="charts">{drawn}</section>']
 
 
