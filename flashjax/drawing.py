@@ -7,8 +7,8 @@ from html import escape
 Point = tuple[float, float]
 
 # A drawing of WIDTH x HEIGHT units that scales with the page; the plot lies inside the margins.
-WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 50, 18, 12, 26
+WIDTH, HEIGHT = 400, 234
+LEFT, RIGHT, TOP, BOTTOM = 56, 24, 12, 40
 MOST_POINTS = 400  # of one curve; more than the eye can tell apart at this width
 COLORS = 10  # of curves, in STYLE
 
@@ -26,14 +26,16 @@ def line_chart(
     """A figure of curves by their words, each of (x, y) points with rising x; the legend shows their last values.
 
     Args:
-        x_name: what x is, singular, for whoever points at a value.
+        x_name: what x is, singular: below the axis, and for whoever points at a value.
         doublings: the x at which there are ticks, drawn by their logarithm; default: round numbers from 0 on.
-        y_range: what the plot shows, values outside of it on its rim; default: all of the curves.
+        y_range: what the plot shows, values outside of it on its rim, which is then noted; default: all of the curves.
         bands: around some of the curves, each of (x, from, to) with rising x.
     """
     values = [y for points in curves.values() for _, y in points]
     low, high = y_range or (min(values), max(values))
     y_ticks = ticks(low, high, 5)
+    if any(not y_ticks[0] <= y <= y_ticks[-1] for y in values):
+        note = f"{note}{'; ' * bool(note)}what lies outside is drawn on the rim"
     end = max(x for points in curves.values() for x, _ in points) or 1
     x_ticks = list(doublings or [tick for tick in ticks(0, end, 6) if tick <= end])
     first, last = (math.log2(x_ticks[0]), math.log2(x_ticks[-1])) if doublings else (0, end)
@@ -52,10 +54,11 @@ def line_chart(
         for t in y_ticks
     ]
     grid += [
-        f'<text x="{across(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">'
+        f'<text x="{across(t):.1f}" y="{HEIGHT - 21}" text-anchor="middle">'
         f"{(power(t) if t < 1 else f'{t:g}') if doublings else label(t, ticks(0, end, 6))}</text>"
         for t in x_ticks
     ]
+    grid.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_name)}</text>')
     drawn, legend = [], []
     for number, (words, points) in enumerate(curves.items()):
         color = f"c{number % COLORS + 1}"
@@ -101,30 +104,33 @@ def heat_map(
     ``None`` is a place without a number. ``form`` writes the numbers. The places (row, column) of ``marked`` get a rim.
     """
     low, high = value_range
+    left = max(ROW_NAMES, 8 + 7 * max(map(len, rows), default=0))
     drawn = [
-        f'<text x="{ROW_NAMES + (c + 0.5) * CELL_WIDTH}" y="14" text-anchor="middle">{escape(name)}</text>'
+        f'<text x="{left + (c + 0.5) * CELL_WIDTH}" y="14" text-anchor="middle">{escape(name)}</text>'
         for c, name in enumerate(columns)
     ]
     for r, (name, line) in enumerate(zip(rows, values, strict=True)):
         y = COLUMN_NAMES + r * CELL_HEIGHT
-        drawn.append(f'<text x="{ROW_NAMES - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
+        drawn.append(f'<text x="{left - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
         for c, value in enumerate(line):
-            x = ROW_NAMES + c * CELL_WIDTH
+            x = left + c * CELL_WIDTH
             share = 0.0 if value is None else max(0.0, min((value - low) / ((high - low) or 1), 1.0))
-            words = "" if value is None else format(value, form)
+            words = "" if value is None else format(value, f"z{form}")  # z: no minus before 0.0
+            # Where neither end's letters can be read on a shade between them, dark ones can, whatever the scheme.
+            letters = "over" if share > 0.85 else "between" if share > 0.6 else "on"
             drawn.append(
                 f'<rect class="cell{" marked" * ((r, c) in marked)}" x="{x}" y="{y}" width="{CELL_WIDTH - 2}" '
                 f'height="{CELL_HEIGHT - 2}" rx="3" fill-opacity="{share:.3f}">'
                 f"<title>{escape(name)}, {escape(columns[c])}: {words or 'none'}</title></rect>"
-                f'<text class="{"over" if share > 0.55 else "on"}" x="{x + CELL_WIDTH / 2 - 1}" y="{y + 16}" '
+                f'<text class="{letters}" x="{x + CELL_WIDTH / 2 - 1}" y="{y + 16}" '
                 f'text-anchor="middle">{words}</text>'
             )
-    width, height = ROW_NAMES + len(columns) * CELL_WIDTH, COLUMN_NAMES + len(rows) * CELL_HEIGHT
+    width, height = left + len(columns) * CELL_WIDTH, COLUMN_NAMES + len(rows) * CELL_HEIGHT
     below = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
         f'<figure class="heat"><figcaption><h2>{escape(title)}</h2></figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg>'
-        f"{below}</figure>"
+        f'<svg style="max-width:{width}px" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(drawn)}</svg>{below}</figure>"
     )
 
 
@@ -155,7 +161,8 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(heads), line(edge), *map(line, rows)])
 
 
-WIDE, TALL, NAME = 760, 360, 6.2  # of a scatter; units that a letter of a name takes
+WIDE, TALL, NAME = 760, 372, 6.8  # of a scatter; units that a letter of a name takes
+ABOVE = 34  # its plot, where y is named
 
 
 def scatter(
@@ -168,7 +175,7 @@ def scatter(
 
     def at(x: float, y: float) -> tuple[float, float]:
         across, down = ((v - t[0]) / (t[-1] - t[0]) for v, t in ((x, x_ticks), (y, y_ticks)))
-        return LEFT + (WIDE - LEFT - RIGHT) * across, TALL - 40 - (TALL - TOP - 40) * down
+        return LEFT + (WIDE - LEFT - RIGHT) * across, TALL - 40 - (TALL - ABOVE - 40) * down
 
     grid = []
     for tick in y_ticks:
@@ -179,7 +186,9 @@ def scatter(
         x, _ = at(tick, y_ticks[0])
         grid.append(f'<text x="{x:.1f}" y="{TALL - 22}" text-anchor="middle">{label(tick, x_ticks)}</text>')
     grid.append(f'<text x="{WIDE / 2}" y="{TALL - 5}" text-anchor="middle">{escape(x_name)}</text>')
-    drawn, legend, taken = [], [], [(x - 4, y - 4, x + 4, y + 4) for x, y in (at(p[0], p[1]) for p in points)]
+    grid.append(f'<text x="0" y="14">{escape(y_name)}</text>')
+    drawn, names, legend = [], [], []
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (at(p[0], p[1]) for p in points)]
     for number, (group, found) in enumerate(groups.items()):
         color = f"c{number % COLORS + 1}"
         legend.append(f'<span class="{color}">{escape(group)}</span>')
@@ -191,12 +200,13 @@ def scatter(
             )
             place = _free(x, y, len(name) * NAME, taken)
             if place is not None:
-                drawn.append(f'<text x="{place[0]:.1f}" y="{place[1]:.1f}">{escape(name)}</text>')
+                names.append(f'<text x="{place[0]:.1f}" y="{place[1]:.1f}">{escape(name)}</text>')
     below = f'<p class="note">{escape(note)}</p>' if note else ""
     return (
-        f'<figure><figcaption><h2>{escape(title)}</h2><p class="legend">{"".join(legend)}</p></figcaption>'
-        f'<svg viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(y_name)} by {escape(x_name)}">'
-        f'<g class="grid">{"".join(grid)}</g>{"".join(drawn)}</svg>{below}</figure>'
+        f'<figure class="scatter"><figcaption><h2>{escape(title)}</h2><p class="legend">{"".join(legend)}</p>'
+        f'</figcaption><div class="wide"><svg viewBox="0 0 {WIDE} {TALL}" role="img" '
+        f'aria-label="{escape(y_name)} by {escape(x_name)}"><g class="grid">{"".join(grid)}</g>'
+        f'<g class="names">{"".join(names)}</g>{"".join(drawn)}</svg></div>{below}</figure>'
     )
 
 
@@ -208,7 +218,7 @@ def _free(x: float, y: float, width: float, taken: list[Box]) -> Point | None:
     beside = [(x + 7, y + 4), (x - 7 - width, y + 4)]
     for left, base in [*beside, *((x - width / 2, y + d) for d in (-9, 17, -22, 30))]:
         box = (left, base - 11, left + width, base + 2)
-        inside = left >= LEFT and left + width <= WIDE and base > TOP
+        inside = left >= LEFT and left + width <= WIDE and base > ABOVE
         if inside and all(box[2] < b[0] or b[2] < box[0] or box[3] < b[1] or b[3] < box[1] for b in taken):
             taken.append(box)
             return left, base
@@ -261,10 +271,12 @@ BASE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 36px 24px 64px; }
-h1 { font-size: 26px; font-weight: 650; margin: 0 0 4px; letter-spacing: -.01em; }
+h1 { font-size: 26px; font-weight: 650; margin: 0 0 4px; letter-spacing: -.01em; overflow-wrap: anywhere; }
 th { font-weight: 400; color: var(--muted); }
+.wide { overflow-x: auto; }
 svg { display: block; }
 svg text { font-size: 12px; fill: var(--muted); }
+.names text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
 @media print { figure { break-inside: avoid; } }
 """
 """What every page looks like; a page adds what it draws."""
@@ -273,7 +285,7 @@ STYLE = (
     BASE
     + """
 :root { --c1: #2f6bd8; --c2: #d9660b; --c3: #138a5b; --c4: #a338b5; --c5: #b08900; --c6: #c9252d; --c7: #1591a8;
-  --c8: #68707a; --c9: #8a5a2b; --c10: #4b4fc9; --over: #fff; }
+  --c8: #68707a; --c9: #8a5a2b; --c10: #4b4fc9; --over: #fff; --between: #15181c; }
 @media (prefers-color-scheme: dark) {
   :root { --c1: #77a6f7; --c2: #f2a05a; --c3: #5fce9e; --c4: #d78ae4; --c5: #e0c04c; --c6: #ff7b7b; --c7: #5cc8dc;
     --c8: #97a0ab; --c9: #c99a6b; --c10: #9a9df5; --over: #15181c; } }
@@ -287,26 +299,28 @@ th { white-space: nowrap; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .n, table.figures td, table.plan td { text-align: right; white-space: nowrap; }
 table td.w { text-align: left; }
-.wide { overflow-x: auto; }
 table.figures th, table.figures td { padding: 4px 9px 4px 0; }
 table.figures thead th { white-space: normal; vertical-align: bottom; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 16px; }
-.charts > :only-child { max-width: 640px; }
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
+.charts + .charts, .charts + .wide, .charts + .note { margin-top: 16px; }
+.charts > :only-child { max-width: 560px; }
+.charts > figure { display: flex; flex-direction: column; } .charts > figure > svg { margin-top: auto; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 16px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 16px 6px; }
 figure .note { margin: 4px 0; font-size: 13px; }
-figcaption { display: flex; justify-content: space-between; align-items: baseline; gap: 12px; }
+figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: 2px 12px; }
 .legend { margin: 0; display: flex; flex-wrap: wrap; gap: 2px 14px; color: var(--muted); font-size: 13px; }
 .legend b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
 .legend span::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 50%;
   margin-right: 5px; }
 svg { width: 100%; height: auto; margin-top: 6px; }
+.charts > figure.scatter { max-width: 800px; } .scatter svg { min-width: 560px; }
 svg line { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.5; stroke-linejoin: round; }
 rect.cell { fill: var(--c1); stroke: var(--line); }
 rect.marked { stroke: var(--ink); stroke-width: 2; }
-svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); }
+svg text.on { fill: var(--ink); } svg text.over { fill: var(--over); } svg text.between { fill: var(--between); }
 """
     + "\n".join(
         f".legend .c{i}::before, circle.c{i} {{ background: var(--c{i}); fill: var(--c{i}); }} "

@@ -21,12 +21,22 @@ def test_a_doubling_of_x_is_one_step_and_what_is_outside_lies_on_the_rim():
     assert y1 == drawing.TOP and y0 == drawing.HEIGHT - drawing.BOTTOM and y1 < y2 < y0
     assert "a, length 256: 9" in svg and "b, length 512: 1.5" in svg and "Loss &lt;by&gt; length" in svg
     assert re.findall(r'<span class="(c\d)">(\w)', svg) == [("c1", "a"), ("c2", "b")]
+    assert ">length</text>" in svg, "the axis is named"
+    assert "drawn on the rim" in svg and "rim" not in drawing.line_chart("t", {"a": [(1, 1.0), (2, 9.0)]}, "x")
 
 
 def test_a_heat_map_shades_between_the_ends_of_its_range():
     svg = drawing.heat_map("Keys", ["0 %", "50 %"], ["1x", "2x"], [[0.0, 1.0], [None, 3.0]], value_range=(0, 2))
     assert re.findall(r'fill-opacity="([\d.]+)"', svg) == ["0.000", "0.500", "0.000", "1.000"]
     assert "50 %, 1x: none" in svg and "0 %, 2x: 1.00" in svg
+    assert re.findall(r'class="(on|between|over)"', svg) == ["on", "on", "on", "over"]
+
+
+def test_a_heat_map_has_room_for_its_names_and_writes_no_minus_before_zero():
+    svg = drawing.heat_map("Loss", ["a name of some length"], ["x", "y"], [[-0.001, 0.7]])
+    left = 8 + 7 * len("a name of some length")
+    assert f'viewBox="0 0 {left + 2 * drawing.CELL_WIDTH} ' in svg and f'x="{left}" y="{drawing.COLUMN_NAMES}"' in svg
+    assert "x: 0.00" in svg and re.findall(r'class="(on|between|over)"', svg) == ["on", "between"]
 
 
 def test_a_table_escapes():
@@ -52,13 +62,14 @@ def test_ticks_are_round_and_enclose(low, high, labels):
 def test_names_of_points_hide_neither_each_other_nor_points():
     points = {"few": [(1.0, 1.0, "alone"), (5.0, 2.0, "a"), (5.1, 2.0, "b")], "more": [(5.05, 2.01, "a long name")]}
     svg = drawing.scatter("Loss <by> speed", points, "tokens/s", "loss", note="n")
-    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([^<]+)</text>', svg)
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">([^<]+)</text>', svg[svg.index('class="names"') :])
     boxes = [(float(x), float(y) - 11, float(x) + len(w) * drawing.NAME, float(y) + 2) for x, y, w in found]
     assert {w for *_, w in found} == {"alone", "a", "b", "a long name"}
     for i, one in enumerate(boxes):
         for other in boxes[:i]:
             assert one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
     assert svg.count('circle class="c1"') == 3 and svg.count('circle class="c2"') == 1
+    assert ">tokens/s</text>" in svg and ">loss</text>" in svg, "both axes are named"
     assert "alone: tokens/s 1, loss 1" in svg and "Loss &lt;by&gt; speed" in svg
 
 

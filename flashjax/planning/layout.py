@@ -216,9 +216,9 @@ main > h2 { font-size: 19px; margin: 32px 0 2px; }
 .lead { font-size: 17px; margin: 0 0 18px; }
 .note { color: var(--muted); margin: 0 0 12px; }
 .top { display: flex; flex-wrap: wrap; gap: 16px; align-items: stretch; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
+  max-width: 100%; overflow-x: auto; }
 figure:last-child { flex: 1 1 460px; }
-svg { max-width: 100%; }
 .device { fill: var(--tensor); } .device.first { fill: var(--held); }
 figure svg text.id { fill: var(--ink); font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; }
@@ -229,14 +229,15 @@ thead th { position: sticky; top: 0; background: var(--page); }
 .tensors th:nth-child(4), .tensors th:nth-child(5) { text-align: right; }
 .tensors tr.part th { color: var(--ink); font-weight: 650; padding-top: 16px; }
 .tensors tr.part td { padding-top: 16px; font-weight: 650; }
-.tensors td:first-child { overflow-wrap: anywhere; }
+.tensors td:first-child { overflow-wrap: anywhere; min-width: 200px; } .tensors td.why { min-width: 160px; }
 .shape { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .shape b { font-weight: 600; } .shape small { font-size: 11px; font-weight: 400; }
 .why, .depth { color: var(--muted); font-size: 12.5px; overflow-wrap: anywhere; }
 .tensor { fill: var(--tensor); } .held { fill: var(--held); }
 .tensors svg line { stroke-width: 1.4; }
-.totals td.bar { width: 45%; }
+.totals td.bar { width: 45%; min-width: 60px; }
 .totals .whole, .totals .part { display: block; height: 14px; border-radius: 3px; }
 .totals .whole { background: var(--tensor); } .totals .part { background: var(--a1); min-width: 1px; }
 .totals tr:last-child > * { border-bottom: 0; }
+@media (max-width: 900px) { .tensors { display: block; overflow-x: auto; } }
 """

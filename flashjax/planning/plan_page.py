@@ -220,13 +220,14 @@ def frontier_rows(plan: Plan) -> list[list[str]]:
 def _frontier_figure(plan: Plan) -> list[str]:
     """Peaks of memory by what is computed again, where there are several to choose from."""
     points: dict[str, list[tuple[float, float, str]]] = {}
+    unit, size = ("GiB", 2**30) if max(row["peak"] or 0 for row in plan["frontier"]) >= 2**30 else ("MiB", 2**20)
     for row in plan["frontier"]:
         if row["peak"] is not None:
-            point = 100 * row["overhead"], row["peak"] / 2**30, f"remat {row['remat']}"
+            point = 100 * row["overhead"], row["peak"] / size, f"remat {row['remat']}"
             points.setdefault(row["label"], []).append(point)
     if sum(map(len, points.values())) < 2:
         return []
-    drawn = scatter("Peak of a device by remat", points, "FLOPs computed again, %", "peak, GiB")
+    drawn = scatter("Peak of a device by remat", points, "FLOPs computed again, %", f"peak, {unit}")
     return [f'<section class="charts">{drawn}</section>']
 
 
@@ -463,8 +464,8 @@ def _labelled(rows: Sequence[Sequence[str]]) -> str:
     return f'<table class="labelled">{lines}</table>'
 
 
-def _bar(parts: Sequence[tuple[str, float, str]], whole: float, words: Any, mark: float | None = None) -> str:
-    """Parts (name, size, class) along a line of length `whole`, with a legend."""
+def _bar(parts: Sequence[tuple[str, float, str]], whole: float, words: Any, name: str, mark: float | None) -> str:
+    """Parts (name, size, class) along a line of length `whole`, the stroke `name` at `mark`, and a legend."""
     shown = "".join(
         f'<span class="{kind}" style="width:{100 * size / whole:.2f}%" title="{escape(name)}: {escape(words(size))}">'
         "</span>"
@@ -476,7 +477,10 @@ def _bar(parts: Sequence[tuple[str, float, str]], whole: float, words: Any, mark
         for name, size, kind in parts
         if size > 0
     )
-    line = "" if mark is None else f'<i style="left:{100 * mark / whole:.2f}%"></i>'
+    line = ""
+    if mark is not None:
+        line = f'<i style="left:{100 * mark / whole:.2f}%"></i>'
+        legend += f'<span class="mark">{escape(name)} <b>{escape(words(mark))}</b></span>'
     return f'<div class="bar">{shown}{line}</div><p class="legend">{legend}</p>'
 
 
@@ -496,7 +500,7 @@ def _memory_bar(plan: Plan) -> str:
             ("program", float(found["program"]), "c5"),
         ]
     whole = max(hbm or 0, memory["peak"] or 0, sum(size for _, size, _ in parts)) or 1
-    return _bar(parts, whole, lambda size: _size(size), hbm if hbm and hbm < whole else None)
+    return _bar(parts, whole, _size, "memory of a device", hbm if hbm and hbm < whole else None)
 
 
 KIND_COLORS = {
@@ -512,7 +516,7 @@ def _time_bar(plan: Plan) -> str:
     clock = plan["chip"]["clock"]
     parts = [(kind, n / clock, KIND_COLORS[kind]) for kind, n in time["by_kind"].items()]
     parts.append(("collectives without cycles (floor)", time["collectives"], "c6"))
-    return _bar(parts, time["step_seconds"], _time, time["floors"]["flops"])
+    return _bar(parts, time["step_seconds"], _time, "floor by FLOPs", time["floors"]["flops"])
 
 
 def _cycle_bars(plan: Plan) -> str:
@@ -551,11 +555,13 @@ _STYLE = """
   color: var(--muted); white-space: nowrap; vertical-align: 2px; }
 .tag.exact, .tag.at { color: var(--c3); } .tag.compiler { color: var(--c1); } .tag.estimate { color: var(--c2); }
 .tag.floor { color: var(--c4); } .tag.chip { color: var(--c5); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
 .bar { position: relative; display: flex; height: 24px; background: var(--line); border-radius: 5px; overflow: hidden;
   margin: 10px 0 6px; }
 .bar.thin { height: 13px; margin: 3px 0; border-radius: 3px; background: none; }
 .bar > i { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--ink); }
+.legend .mark::before { width: 2px; border-radius: 0; background: var(--ink); }
+figure > .legend { margin-bottom: 8px; }
 """
 _STYLE += "".join(
     f".bar .c{i} {{ background: var(--c{i}); }} .legend .c{i}::before {{ background: var(--c{i}); }}\n"

@@ -40,7 +40,6 @@ def write(where: Path, errors: list[dict[str, Any]], found: Mapping[str, dict[st
             "rows",
             doublings=features,
             y_range=(0, 1.5),
-            note="values above 1.5 on the rim",
         ),
         "</section>",
     ]

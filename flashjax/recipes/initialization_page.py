@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flashjax.drawing import STYLE, heat_map, line_chart, table, text_table
+from flashjax.drawing import STYLE, heat_map, line_chart, power, table, text_table
 from flashjax.pages import write_page
 from flashjax.recipes.initialization import Part, predicted
 from flashjax.recipes.optimum import Optimum, optimum
@@ -211,7 +211,7 @@ def _attention(lines: Sequence[Line]) -> list[str]:
 def _losses(title: str, rows: Sequence[str], rates: Sequence[int], values: Sequence[Sequence[float | None]]) -> str:
     known = [v for row in values for v in row if v is not None] or [0.0]
     low, high = min(known), max(known)
-    return heat_map(title, rows, [f"2^{rate}" for rate in rates], values, value_range=(high, low))
+    return heat_map(title, rows, [power(2.0**rate) for rate in rates], values, value_range=(high, low))
 
 
 def _depth(lines: Sequence[Line]) -> list[str]:

@@ -197,6 +197,7 @@ def experiment(config: Any, module: type[nn.Module], program: str, rules: Rules 
         initial=None if start is None else (lambda drawn: {**drawn, **start}),
         resume_command=cli.command(program),
         facts={"dataset": info.name, "train_tokens": info.train_tokens, "eval_tokens": info.eval_tokens},
+        example_tokens=config.data.length,
     )
 
 
@@ -225,9 +226,9 @@ def train(built: Experiment, watchdog: Watchdog, further: Mapping[str, str] | No
             flush=True,
         )
     result = training.fit(built, watchdog)
-    figures = {"tokens/s": f"{result.examples_per_second * config.data.length:.0f}"}
+    figures = {}
     if "loss" in result.metrics:
-        figures = {"held-out perplexity": f"{np.exp(result.metrics['loss']):.3f}", **figures}
+        figures["held-out perplexity"] = f"{np.exp(result.metrics['loss']):.3f}"
     samples = []
     if jax.process_count() == 1:  # several processes would each have a part of the parameters
         try:

@@ -66,7 +66,7 @@ class Plane:
         x, y = self.at(place)
         return (
             f'<path class="cross" d="M{x - 4:.1f} {y:.1f}h8M{x:.1f} {y - 4:.1f}v8"/>'
-            f'<text class="on" x="{x:.1f}" y="{y - above:.1f}" text-anchor="middle">{words}</text>'
+            f'<g class="names"><text class="on" x="{x:.1f}" y="{y - above:.1f}" text-anchor="middle">{words}</text></g>'
         )
 
 
@@ -166,5 +166,5 @@ _STYLE = """
 figure.paths { max-width: 560px; margin: 0 0 24px; }
 ellipse.level { fill: none; stroke: var(--muted); stroke-opacity: .45; }
 path.cross { stroke: var(--ink); stroke-width: 1.5; }
-.maps { grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); }
+.maps { grid-template-columns: repeat(auto-fit, minmax(min(100%, 360px), 1fr)); }
 """

@@ -117,7 +117,7 @@ def verdict(problem: Walk, walks: Mapping[str, Sequence[Step]]) -> str:
     l2, w = walks["adam_l2"][-1].after, walks["adamw"][-1].after
     rates = walks["adam_l2"][0].shrink / walks["adam_l2"][0].x
     return (
-        f"In step 1 Adam with L2 decays x2 {rates[1] / rates[0]:.1f} times as fast as x1; "
+        f"In step 1 Adam with L2 decays x₂ {rates[1] / rates[0]:.1f} times as fast as x₁; "
         f"AdamW decays both by lr wd = {problem.learning_rate * problem.weight_decay:g} of their size. After "
         f"{problem.steps} steps x is ({l2[0]:.3f}, {l2[1]:.3f}) with L2 and ({w[0]:.3f}, {w[1]:.3f}) with AdamW; the "
         f"loss alone is least at ({problem.minimum[0]:g}, {problem.minimum[1]:g})."

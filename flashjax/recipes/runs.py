@@ -157,7 +157,7 @@ def shown(value: Any) -> str:
     """A setting for a table."""
     if isinstance(value, list):
         return " ".join(map(shown, value)) or "none"
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None or value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

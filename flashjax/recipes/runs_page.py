@@ -79,12 +79,7 @@ def write(path: Path, rows: Sequence[Row], metric: str, way: str, notes: Sequenc
         '<p class="note">Intervals and bands: 95 %, Student\'s t over the n seeds of a group, which supposes that they '
         "are independent and about normal; of two or three seeds it is wide.</p>"
     )
-    return write_page(
-        path,
-        "Runs",
-        STYLE + "section.charts { margin-bottom: 14px; }",
-        [*parts, *(f'<p class="note">{escape(note)}</p>' for note in notes)],
-    )
+    return write_page(path, "Runs", STYLE, [*parts, *(f'<p class="note">{escape(note)}</p>' for note in notes)])
 
 
 def write_csv(path: Path, rows: Sequence[Row], metric: str) -> Path:

@@ -145,7 +145,9 @@ def write(path: str | Path, title: str, lines: Sequence[Line]) -> Path:
             points: dict[str, list[tuple[float, float, str]]] = {}
             for row in models:
                 points.setdefault(row.family, []).append((row.speed, row.mean("loss"), row.name))
-            parts.append(scatter("Loss by speed", points, "train tokens/s", "loss on held-out text"))
+            if len(models) > 1:
+                drawn = scatter("Loss by speed", points, "train tokens/s", "loss on held-out text")
+                parts.append(f'<section class="charts">{drawn}</section>')
             parts += _decoding(models)
         parts += [f'<p class="note">Not in it: {escape(words)}</p>' for words in reasons(lines, which)]
     return write_page(path, title, STYLE, parts)

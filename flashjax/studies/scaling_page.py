@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from flashjax.drawing import BASE
+from flashjax.drawing import BASE, ticks
 from flashjax.pages import write_page
 from flashjax.planning.collectives import KINDS
 from flashjax.studies.scaling import PowerLaw, Run, fit_words, virtual_note
@@ -31,14 +31,14 @@ def write_figure(
     if note:
         parts.append(f'<p class="warning">{escape(note)}</p>')
     if good:
-        parts.append(f"<figure>{_bars(good)}</figure>")
+        parts.append(f'<figure class="wide cells">{_bars(good)}</figure>')
     parts += [
         f'<p class="note">{escape(line["size"] or "as preset")}, {escape(line["mesh"])}: {escape(line["error"])}</p>'
         for line in bad
     ]
     if runs:
         words = fit_words(law, runs) if law else f"{len(runs)} runs: three or more make a fit"
-        parts.append(f'<figure class="loss"><h2>Loss by compute</h2><p class="note">{escape(words)}</p>')
+        parts.append(f'<figure class="wide loss"><h2>Loss by compute</h2><p class="note">{escape(words)}</p>')
         parts.append(_scatter(runs, law) + "</figure>")
     return write_page(path, title, BASE + _STYLE, parts)
 
@@ -141,12 +141,14 @@ def _scatter(runs: Sequence[Run], law: PowerLaw | None) -> str:
         return f"{left:.1f},{HEIGHT - BOTTOM - (HEIGHT - 12 - BOTTOM) * (y - y0) / (y1 - y0):.1f}"
 
     drawn = []
-    for i in range(5):
-        x, y = x0 + (x1 - x0) * i / 4, y0 + (y1 - y0) * i / 4
-        px, py = at(x, y).split(",")
+    for value in _round_numbers(y0, y1):
+        _, py = at(x0, math.log10(value)).split(",")
         drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py}" y2="{py}"/>')
-        drawn.append(f'<text x="{LEFT - 8}" y="{float(py) + 4:.1f}" text-anchor="end">{10**y:.3g}</text>')
-        drawn.append(f'<text x="{px}" y="{HEIGHT - 22}" text-anchor="middle">{10**x:.1e}</text>')
+        drawn.append(f'<text x="{LEFT - 8}" y="{float(py) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for value in _round_numbers(x0, x1):
+        px, _ = at(math.log10(value), y0).split(",")
+        words = f"{value:.3g}".replace("e+", "e")
+        drawn.append(f'<text x="{px}" y="{HEIGHT - 22}" text-anchor="middle">{words}</text>')
     drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">FLOPs of training</text>')
     if law:
         rim = [at(x, math.log10(high)) for x, (_, high) in zip(grid_x, bands, strict=True)]
@@ -158,8 +160,19 @@ def _scatter(runs: Sequence[Run], law: PowerLaw | None) -> str:
         px, py = at(x, y).split(",")
         words = f"{run.name}: {run.parameters:,} parameters, {run.compute:.3g} FLOPs, loss {run.loss:.4f}"
         drawn.append(f'<circle cx="{px}" cy="{py}" r="4"><title>{escape(words)}</title></circle>')
-        drawn.append(f'<text x="{float(px) + 8:.1f}" y="{float(py) - 6:.1f}">{escape(run.name)}</text>')
+        right = float(px) < 0.75 * WIDTH  # of the point there is room for its name
+        across, down, anchor = (8, -6, "start") if right else (-8, 14, "end")
+        drawn.append(
+            f'<g class="names"><text x="{float(px) + across:.1f}" y="{float(py) + down:.1f}" text-anchor="{anchor}">'
+            f"{escape(run.name)}</text></g>"
+        )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss by compute">{"".join(drawn)}</svg>'
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Those to be marked on a logarithmic axis from 10^low to 10^high: powers of ten if it has three of them."""
+    powers = [10.0**x for x in range(math.ceil(low), math.floor(high) + 1)]
+    return powers if len(powers) > 2 else [x for x in ticks(10**low, 10**high, 6) if low <= math.log10(x) <= high]
 
 
 _STYLE = """
@@ -176,6 +189,7 @@ h2 { font-size: 16px; font-weight: 650; margin: 0; }
 figure { margin: 0 0 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 18px; }
 figure.loss { max-width: 760px; }
+figure.cells svg { min-width: 860px; } figure.loss svg { min-width: 480px; }
 svg { width: 100%; height: auto; }
 svg text { font-variant-numeric: tabular-nums; }
 svg text.size, svg text.head { fill: var(--ink); font-weight: 650; }

@@ -173,11 +173,19 @@ class Experiment:
     """Printed when the run is interrupted."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further facts for config.json, such as class names."""
+    example_tokens: int | None = None
+    """Tokens of an example of text; None: its examples are no text."""
 
     @property
     def eval_every(self) -> int:
         """Steps between evaluations."""
         return self.config.train.eval_every or self.train_data.steps_per_epoch
+
+    def speed(self, examples_per_second: float) -> tuple[str, float]:
+        """(unit, value) by which a speed is told: of text tokens, whatever the length of its rows."""
+        if self.example_tokens is None:
+            return "examples/s", examples_per_second
+        return "tokens/s", examples_per_second * self.example_tokens
 
     def without_evaluation(self) -> "Experiment":
         """The same train step for what evaluates nothing, so that the evaluation batch need fit no mesh."""

@@ -292,9 +292,12 @@ class _Loop:
             line["mfu"] = rate / self.peak
         if self.data.skipped:
             line["skipped_examples"] = float(self.data.skipped)
+        unit, speed = self.experiment.speed(rates["examples_per_second"])
+        if unit == "tokens/s":
+            line["tokens_per_second"] = speed
         self.writer.write(step, line)
         self.bar.set_postfix_str(
-            f"loss {values['loss']:.4f}, {rates['examples_per_second']:.0f} examples/s, "
+            f"loss {values['loss']:.4f}, {speed:,.0f} {unit}, "
             f"MFU {'n/a' if self.peak is None else format(line['mfu'], '.1%')}"
         )
         self.clock = _Clock()

@@ -93,10 +93,11 @@ def finish(
         return
     workdir = Path(experiment.workdir)
     shown = {name: f"{value:.4f}" for name, value in result.metrics.items()}
+    unit, speed = experiment.speed(result.examples_per_second)
     lines = {
         **{f"held-out {name}": value for name, value in shown.items()},
         **(figures or {}),
-        "examples/s": f"{result.examples_per_second:.0f}" if result.examples_per_second else "not trained in this call",
+        unit: f"{speed:,.0f}" if speed else "not trained in this call",
         "steps": str(result.step),
         "best checkpoint": str(workdir / "checkpoints" / result.checkpoint.name) if result.checkpoint else "none",
         "report": str(workdir / "report.html"),

@@ -129,7 +129,7 @@ _STYLE = f"""{STYLE}{shades.STYLE}
 figure.text {{ margin-bottom: 14px; font-family: ui-serif, Georgia, serif; }}
 figure.text p {{ margin: 0 0 8px; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--muted); }}
 figure.text p.made {{ color: var(--ink); }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(168px, 1fr)); gap: 14px; }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(45%, 168px), 1fr)); gap: 14px; }}
 article {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }}
 article.missed {{ border-color: var(--bad); box-shadow: 0 0 0 1px var(--bad); }}
 img {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #0001; }}

@@ -28,7 +28,7 @@ def test_a_grid_cut_off_goes_on_to_the_same_log_and_page(monkeypatch, capsys, tm
     run(monkeypatch, *TINY, "--workdir", tmp_path)
     out = capsys.readouterr().out
     assert "16 trainings, " in out and "16/16  adamw, seed 1, rate 2⁻⁶, decay 2⁰: error" in out
-    assert "In step 1 Adam with L2 decays x2 8.7 times" in out and "log of best decay" in out
+    assert "In step 1 Adam with L2 decays x₂ 8.7 times" in out and "log of best decay" in out
     log, page = tmp_path / "cells.jsonl", tmp_path / "figure.html"
     whole, first = log.read_bytes(), page.read_text()
     lines = [json.loads(line) for line in whole.splitlines()]

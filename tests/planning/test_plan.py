@@ -106,7 +106,8 @@ def test_what_does_not_fit_is_shown_with_what_is_known(plan, tmp_path):
     words = plan_page.text(made)
     assert "does not fit: 250 B wanted of 100 B" in words and "500.00 ms |      floor" in words
     assert "compiler; batch: estimate" in words and "no collectives" not in words
-    assert "not known" in plan_page.write(tmp_path / "plan.html", made).read_text()
+    page = plan_page.write(tmp_path / "plan.html", made).read_text()
+    assert "not known" in page and '<span class="mark">memory of a device <b>100 B</b>' in page
     assert "n/a" in plan_page.side_by_side([made])
 
 

@@ -76,7 +76,7 @@ def test_table_and_page(tmp_path):
     heads, rows = cells(walks["adamw"][:2])
     assert len(rows) == 4 and all(len(row) == len(heads) for row in rows)
     assert rows[0][heads.index("new x")] == "-0.925" and rows[0][heads.index("lr wd x")] == "-0.025"
-    assert "x2 8.7 times as fast as x1" in verdict(WALK, walks)
+    assert "x₂ 8.7 times as fast as x₁" in verdict(WALK, walks)
     html = optimizer_page.write(tmp_path / "page.html", optimizer_page.walk_parts(WALK, walks)).read_text()
     assert html.count("<polyline") == 2 and html.count("<ellipse") == 5 and not re.search(r"https?://|<script", html)
 

@@ -115,6 +115,10 @@ def test_the_launcher_writes_table_csv_and_page(monkeypatch, capsys, tmp_path, d
     assert "twin is left out" in html
 
 
+def test_what_is_empty_is_called_none():
+    assert runs.shown("") == runs.shown(None) == runs.shown([]) == "none" and runs.shown(0) == "0"
+
+
 def test_one_group_alone_has_a_table(monkeypatch, capsys, tmp_path):
     make(tmp_path, "only", 0, [1.0, 2.0])
     launch(monkeypatch, tmp_path, "--output", tmp_path / "out", "--metric", "eval_top1", "--at", "best")

@@ -195,6 +195,11 @@ def test_redraw_needs_the_logs_alone(tmp_path):
     assert page.count("<circle") == 3 and "<polygon" in page and "run8: " in page
 
 
+def test_numbers_along_a_logarithmic_axis_are_round():
+    assert scaling_page._round_numbers(11.9, 14.2) == pytest.approx([1e12, 1e13, 1e14])
+    assert scaling_page._round_numbers(np.log10(2.8), np.log10(6.2)) == [3, 4, 5, 6]
+
+
 def test_a_cell_that_fails_says_why():
     request = Cell(SWIN, "", "data=3").request(1, 1)
     found = scaling.measure_in_process(request, virtual=True)

@@ -87,6 +87,14 @@ def test_evaluation_counts_every_example_once_on_any_mesh(tmp_path):
         np.testing.assert_allclose(metrics["loss"], losses[mask > 0].mean(), rtol=1e-5)
 
 
+def test_the_speed_on_text_is_told_in_tokens(tmp_path, capfd):
+    fit(dataclasses.replace(experiment(tmp_path, steps=2, progress=True), example_tokens=7))
+    said = capfd.readouterr().err
+    assert "tokens/s, MFU" in said and "examples/s" not in said
+    speeds = [line for line in lines(tmp_path) if "tokens_per_second" in line]
+    assert speeds and all(x["tokens_per_second"] == pytest.approx(7 * x["examples_per_second"]) for x in speeds)
+
+
 def test_files_of_a_run(tmp_path):
     result = fit(experiment(tmp_path, steps=8, accumulate=2))
     config = json.loads((tmp_path / "config.json").read_text())

@@ -182,11 +182,11 @@ table { border-collapse: collapse; margin: 0 0 12px; font-variant-numeric: tabul
 th, td { text-align: left; padding: 4px 22px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 thead th { white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-.scroll { overflow-x: auto; }
-.stats { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 0 48px; align-items: start; }
+.stats { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 48px;
+  align-items: start; }
 .stats table { width: 100%; }
 .stats td.number { font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 16px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 16px; }
 .small { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 14px; }
 .small svg text { font-size: 17px; }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
@@ -229,11 +229,12 @@ svg.picture text { paint-order: stroke; stroke: var(--halo); font-weight: 600; }
 .missed rect { stroke: var(--bad); stroke-dasharray: 6 4; } .missed text { fill: var(--bad); }
 .wrong rect { stroke: var(--warn); } .wrong text { fill: var(--warn); }
 .right rect { stroke: var(--c1); } .right text { fill: var(--c1); }
-.key span::before { border-radius: 2px; }
+.legend.key { margin-bottom: 6px; } .key span::before { border-radius: 2px; }
 .key .truth::before { background: var(--good); } .key .missed::before { background: var(--bad); }
 .key .wrong::before { background: var(--warn); } .key .right::before { background: var(--c1); }
 .key span { color: var(--muted); }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; align-items: start; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 16px;
+  align-items: start; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 ol.found { margin: 4px 12px 4px; padding: 0 0 0 24px; font-size: 12.5px; line-height: 1.4; columns: 2; gap: 18px; }
 ol.found li { break-inside: avoid; }

@@ -276,7 +276,7 @@ def _table(shown: Walk) -> str:
         )
     )
     return (
-        f'<div class="scroll"><table class="classes"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
+        f'<div class="wide"><table class="classes"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
         "</table></div>"
     )
 

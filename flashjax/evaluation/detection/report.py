@@ -160,7 +160,7 @@ def _classes(result: Result) -> str:
     iou = result.matches.iou
     return (
         f"<h2>Classes</h2><p class=note>tp, fp, fn at IoU {iou:g}; AP and AR in per cent.</p>"
-        f'<div class="scroll"><table class="classes"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="wide"><table class="classes"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -226,6 +226,6 @@ def _confusion(result: Result, errors: Errors, threshold: float) -> str:
         f"<h2>What is taken for what</h2><p class=note>Rows are true classes, columns detected ones, at IoU "
         f"{confusion.iou:g} and scores from {threshold:.3f} on, where F1 is best. The last row: detections of nothing; "
         f"the last column: objects not detected.{more}</p>"
-        f'<div class="scroll"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
+        f'<div class="wide"><table class="confusion"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
