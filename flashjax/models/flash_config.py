@@ -81,7 +81,7 @@ class FlashConfig:
     scan_layers: bool = False
     """One compiled unit for all layers; parameters have a leading dim of layers."""
     remat: Literal["none", "full", "dots"] = "none"
-    """Recompute each unit in the backward pass: all of it (full), or all but matrix products (dots)."""
+    """Recompute each unit in the backward pass: all of it (full), or all but products with weights (dots)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; weights of attention, states, norms and logits are float32 in any case."""
 

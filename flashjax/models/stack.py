@@ -17,10 +17,19 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
 from flashjax.layers.embedding import Head, project
+from flashjax.ops.loop import KEPT
 
 STACKED, LAYER = "layers", re.compile(r"layer_(\d+)$")
-REMAT = {"none": None, "full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-"""What each policy keeps for the backward pass; "none" recomputes nothing."""
+_POLICIES = jax.checkpoint_policies
+REMAT = {
+    "none": None,
+    "full": None,
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(KEPT)
+    ),
+}
+"""What each policy keeps for the backward pass; "none" recomputes nothing. "dots" keeps products with weights, and what
+`flashjax.ops.loop.keep` names: what comes out of blocked attention."""
 
 Cache = dict[str, Any]
 Context = dict[str, Any]

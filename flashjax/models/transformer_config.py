@@ -98,7 +98,8 @@ class TransformerConfig:
     scan_layers: bool = False
     """One compiled block for all layers; parameters have a leading dim of layers."""
     remat: Literal["none", "full", "dots"] = "none"
-    """Recompute each block in the backward pass: all of it (full), or all but matrix products (dots)."""
+    """Recompute each block in the backward pass: all of it (full), or all but products with weights and what comes
+    out of blocked attention (dots)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; softmax, norms and logits are float32 in any case."""
 

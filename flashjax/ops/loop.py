@@ -13,7 +13,7 @@ ArrayT = TypeVar("ArrayT", bound=Array)
 
 
 def keep(x: ArrayT) -> ArrayT:
-    """x, which the backward pass of `in_turns` finds kept; outside of it x alone."""
+    """x, which the backward pass finds kept under a policy of remat that asks for `KEPT`; under others x alone."""
     return checkpoint_name(x, KEPT)
 
 

@@ -26,7 +26,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    for block in ("BLOCK", "CPU_BLOCK"):
+    for block in ("BLOCK", "LARGE_BLOCK"):
         monkeypatch.setattr(blocked_attention, block, 8)  # several blocks, and a last one that is not full
     monkeypatch.setattr(blocked_attention, "PART", 3)
     monkeypatch.setattr(blocked_attention.os, "cpu_count", lambda: 1)
@@ -76,8 +76,10 @@ def test_all_forms_equal_the_equation_and_each_other_in_gradients(name, monkeypa
     ids = {} if segments is None else {"q_segment_ids": jnp.asarray(segments), "k_segment_ids": jnp.asarray(segments)}
     q, k, v, w = draw(B, N, H, D), draw(B, N, HK, D, seed=1), draw(B, N, HK, E, seed=2), draw(B, N, H, E, seed=3)
     found = {}
-    for way in ("xla", "blocked", "unrolled"):
+    for way in ("xla", "blocked", "unrolled", "tpu"):
         monkeypatch.setattr(blocked_attention, "UNROLLED", N if way == "unrolled" else 0)
+        monkeypatch.setattr(blocked_attention, "on_one_cpu", lambda way=way: way != "tpu")
+        monkeypatch.setattr(blocked_attention, "traced_for", lambda way=way: "tpu" if way == "tpu" else "cpu")
 
         def value(q, k, v, bias, implementation="xla" if way == "xla" else "blocked"):
             o = dot_product_attention(q, k, v, bias=bias, implementation=implementation, **ids, **case)
@@ -88,7 +90,7 @@ def test_all_forms_equal_the_equation_and_each_other_in_gradients(name, monkeypa
     for gradients, o in found.values():
         np.testing.assert_allclose(o, expected, atol=2e-6)
         assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
-    for way in ("blocked", "unrolled"):
+    for way in ("blocked", "unrolled", "tpu"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found["xla"][0], found[way][0]
         )
