@@ -27,8 +27,8 @@ from flashjax.ops.platform import on_one_cpu, traced_for
 BLOCK = 256
 """Queries, and keys, of a block at most."""
 LARGE_BLOCK = 512
-"""The same on one CPU, whose cores do not share smaller products, and on TPUs: a step of `wiki40b_transformer` on v5e:4x4
-takes 446 ms with 256 by the compiler's estimate, 387 with 512, 492 with 1,024."""
+"""The same on one CPU, whose cores do not share smaller products, and on TPUs: a step of `wiki40b_transformer` on
+v5e:4x4 takes 446 ms with 256 by the compiler's estimate, 387 with 512, 492 with 1,024."""
 PART = 128
 """Queries of a part of such a block on the diagonal."""
 UNROLLED = 4
@@ -442,8 +442,8 @@ def _attend_backward(spec: _Spec, kept: Any, do: Array) -> Any:
         dv = spec.product("kq,qe->ke", p.astype(do.dtype), do)
         dp = spec.product("ke,eq->kq", v, do_columns)
         ds = p * (dp - jnp.expand_dims(delta, keys))
-        # A TPU writes float32 out of a product in a quarter of the cycles that bfloat16 takes: apart, both uses round it
-        # for themselves.
+        # A TPU writes float32 out of a product in a quarter of the cycles that bfloat16 takes: apart,
+        # both uses round it for themselves.
         apart = jax.lax.optimization_barrier(ds) if spec.tpu else ds
         dk = spec.product("kq,qd->kd", apart.astype(q.dtype), q)
         return ds, spec.product("dk,kq->dq", k_columns, ds.astype(q.dtype)), dk, dv
