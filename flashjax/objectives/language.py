@@ -178,7 +178,7 @@ def cross_entropy(
     """(-log softmax(logits)[target], whether the target has the one largest logit)."""
     largest = logits.max(-1)
     said = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-    ties = (logits == largest[..., None]).sum(-1)
+    ties = (logits == largest[..., None]).astype(jnp.float32).sum(-1)  # in the pass that sums the exponentials
     return _nats(logits, targets), (said == largest) & (ties == 1)
 
 
