@@ -20,8 +20,6 @@ from jaxtyping import Array, Float, Int
 
 from flashjax.ops import linear_attention as linear
 
-CHUNK = linear.CHUNK
-
 
 def causal(
     q: Float[Array, "B N H D"],
@@ -32,14 +30,14 @@ def causal(
     segment_ids: Int[Array, "B N"] | None = None,
     state: Float[Array, "B H D E"] | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Float[Array, "B N H E"], Float[Array, "B H D E"]]:
     """(outputs, the state after the last token), from `state` (default: zeros).
 
     Args:
         beta: b_t, how much of the old value goes; the recurrence is stable for b_t |k_t|^2 in [0, 2].
         log_decay: log a_t <= 0; None: no decay. One below e^-18 (float64: e^-40) counts as that.
-        chunk: tokens of a chunk; rounded up to a power of two.
+        chunk: tokens of a chunk, None: as of `linear_attention.chunk_length`; rounded up to a power of two.
     """
     B, N, H, D = q.shape
     E, dtype = v.shape[-1], jnp.promote_types(q.dtype, jnp.float32)

@@ -24,9 +24,12 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from flashjax.ops.blocks import from_blocks, to_blocks
+from flashjax.ops.platform import chosen, traced_for
 
 CHUNK = 64
 """Tokens of a chunk: where pairs inside it cost about what its state does, at the usual widths of a head."""
+TPU_CHUNK = 128
+"""On TPUs, whose products and vectors are as wide."""
 
 _BLOCK = 8  # tokens whose vector decays are referred to one point in their middle
 
@@ -54,7 +57,7 @@ def causal(
     segment_ids: Int[Array, "B N"] | None = None,
     state: State | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     normaliser: bool = False,
 ) -> Mixed:
     """S_t = diag(a_t) S_{t-1} + k_t v_t^T, o_t = q_t S_t, from `state` (default: zeros).
@@ -62,7 +65,7 @@ def causal(
     Args:
         log_decay: log a_t <= 0, one a head that never changes, one a token and head, or one for each dim of its key.
             A decay below e^-18 (float64: e^-40) counts as that, so -inf is fine.
-        chunk: tokens of a chunk; rounded up to a power of two where decays are vectors.
+        chunk: tokens of a chunk, None: as of `chunk_length`; rounded up to a power of two where decays are vectors.
         normaliser: also sums the keys.
 
     Raises ValueError for a chunk below 1, and for a state without `z` where a normaliser is asked for.
@@ -134,7 +137,7 @@ def bidirectional(
     v: Float[Array, "B N H E"],
     segment_ids: Int[Array, "B N"] | None = None,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     normaliser: bool = False,
 ) -> tuple[Float[Array, "B N H E"], Float[Array, "B N H"] | None]:
     """(q_i sum_j k_j v_j^T, q_i sum_j k_j or None) over the tokens j of i's segment, the second with `normaliser`.
@@ -166,8 +169,14 @@ def bidirectional(
 # What a chunkwise form is made of; the delta rule shares it.
 
 
-def chunk_length(chunk: int, length: int) -> int:
-    """Tokens of a chunk of a sequence of `length`. Raises ValueError for a chunk below 1."""
+def chunk_length(chunk: int | None, length: int) -> int:
+    """Tokens of a chunk of a sequence of `length`; where `chunk` is None `CHUNK`, or `TPU_CHUNK`, of them.
+
+    Raises ValueError for a chunk below 1.
+    """
+    if chunk is None:
+        chunk = TPU_CHUNK if traced_for() == "tpu" else CHUNK
+        chosen("chunk", str(chunk))
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: a chunk has at least one token; {CHUNK} is usual")
     return min(chunk, length)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flashjax.ops import delta_rule
+from flashjax.ops import delta_rule, platform
 from flashjax.ops import linear_attention as linear
 
 B, N, H, D, E = 2, 21, 3, 5, 4
@@ -146,6 +146,14 @@ def test_the_inverse_and_its_gradient():
     slope = ((inverse(np.eye(16) + A + change) - inverse(np.eye(16) + A - change)) * w).sum() / (2 * small)
     np.testing.assert_allclose(dA[0, i, j], slope, rtol=1e-4)
     assert not np.triu(dA).any()
+
+
+def test_a_chunk_is_as_wide_as_what_computes_it(monkeypatch):
+    assert [linear.chunk_length(chunk, 1000) for chunk in (None, 16)] == [64, 16]
+    monkeypatch.setattr(linear, "traced_for", lambda: "tpu")
+    with platform.choices() as made:
+        assert [linear.chunk_length(None, length) for length in (1000, 100)] == [128, 100]
+    assert made == {"chunk": {"128"}}
 
 
 def test_a_chunk_has_a_token_and_a_continued_sum_its_keys():

@@ -5,6 +5,7 @@ Adding one: its file, its row in `_CLASSES`, its row in the tests' table.
 
 import dataclasses
 import json
+import typing
 from typing import Any
 
 from flashjax.layers.attention.base import Mixer
@@ -86,14 +87,15 @@ def parse(name: str, text: str) -> Mixer:
         if not (key and equals and value):
             raise ValueError(f"mixer option {word!r} is not NAME=VALUE")
         options[key] = _value(value)
-    mixer = get(name, **options)
+    fields = typing.get_type_hints(type(get(name)))
     for key, value in options.items():
-        default = getattr(get(name), key)
-        if default is not None and type(value) is not type(default):
-            if isinstance(default, float) and isinstance(value, int):
-                continue
-            raise ValueError(f"mixer {name!r}: {key}={value!r} must be of type {type(default).__name__}")
-    return mixer
+        kinds = typing.get_args(fields.get(key)) or (fields.get(key, type(value)),)
+        if float in kinds and type(value) is int:
+            options[key] = float(value)
+        elif type(value) not in kinds:
+            words = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise ValueError(f"mixer {name!r}: {key}={value!r} must be of type {words}")
+    return get(name, **options)
 
 
 def _value(text: str) -> Any:

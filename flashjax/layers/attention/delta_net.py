@@ -38,8 +38,8 @@ class DeltaNet(Mixer):
     unit_queries: ClassVar[bool] = True
     output_norm: ClassVar[bool] = True
 
-    chunk: int = linear_attention.CHUNK
-    """Tokens of a chunk of the parallel form; rounded up to a power of two."""
+    chunk: int | None = None
+    """Tokens of a chunk of the parallel form, None: 64, on TPUs 128; rounded up to a power of two."""
 
     def inputs(self, heads: int, head_dim: int, length: int, dtype: Any) -> nn.Module:
         return Strength(heads, dtype)

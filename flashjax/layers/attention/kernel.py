@@ -27,8 +27,8 @@ from flashjax.ops.pairs import HIDDEN
 class Kernel(Mixer):
     """A mixer by its features; a subclass says what they are."""
 
-    chunk: int = linear.CHUNK
-    """Tokens of a chunk of the parallel form."""
+    chunk: int | None = None
+    """Tokens of a chunk of the parallel form; None: 64, on TPUs 128."""
     eps: float = 1e-6
     """Added to the sum of the weights."""
 

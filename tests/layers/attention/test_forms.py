@@ -5,6 +5,7 @@ A further mixer is a row in `TABLE`.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -382,3 +383,19 @@ def test_inputs_start_where_their_papers_do(name):
             assert made["horizon"] == 16
             with pytest.raises(ValueError, match="raise max_length"):
                 module.apply({}, jnp.zeros((1, 17, 8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gla", "chunk", "'chunk' is not NAME=VALUE"),
+        ("gla", "chunk=x", "chunk='x' must be of type int"),  # though its default is None
+        ("gla", "chunk=1.5", "chunk=1.5 must be of type int"),
+        ("performer", "features=abc", "features='abc' must be of type int"),  # before the mixer itself looks at it
+        ("performer", "feature=3", "no option 'feature'; nearest: features"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(name, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attention.parse(name, options)
+    assert attention.parse("gla", "chunk=32, temperature=8") == attention.get("gla", chunk=32, temperature=8.0)
