@@ -16,10 +16,12 @@ Segments are stretches of a row with one number: a token sees its own alone. A c
 initial state belongs to the first token's segment, the final state to the last token's.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
@@ -93,7 +95,8 @@ def causal(
         q_in, k_out = q * jnp.exp(b)[..., None], k * jnp.exp(b[..., -1:] - b)[..., None]
         through = jnp.exp(b[..., -1:])  # [(Z, B,) H, 1]
     else:
-        A, b = jax.checkpoint(_vector_weights)(q, k, chunked(g, L))
+        weights = _weights_by_tables if traced_for() == "tpu" else _vector_weights
+        A, b = jax.checkpoint(weights)(q, k, chunked(g, L))
         q_in, k_out = q * jnp.exp(b), k * jnp.exp(b[..., -1:, :] - b)
         through = jnp.exp(b[..., -1, :])  # [Z, B, H, D]
     A = jnp.where(pairs(ids, L), A, 0)
@@ -296,6 +299,42 @@ def _vector_weights(
         b = jnp.concatenate([b_j, b_r + b_i], -2)
         size *= 2
     return A.reshape(*lead, L, L), b.reshape(g.shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(L: int) -> list[tuple[Float[np.ndarray, "L L"], Bool[np.ndarray, "L L"]]]:
+    """For pairs of blocks of 8, 16 ... tokens: (which decays lie between a token and the border of its pair of blocks,
+    which tokens meet there). First of all for a block of 8: those between a token and its middle, -1 before it."""
+    i, found, size = np.arange(L), [], _BLOCK // 2
+    while size < L:
+        border = i // (2 * size) * 2 * size + size - 1
+        after = i > border
+        first, last = np.minimum(i, border), np.maximum(i, border)
+        between = ((i > first[:, None]) & (i <= last[:, None])).astype(np.float32)
+        same = border[:, None] == border
+        if size < _BLOCK:
+            found.append((np.where(after[:, None], between, -between), same & (i[:, None] >= i)))
+        else:
+            found.append((between, same & after[:, None] & ~after))
+        size *= 2
+    return found
+
+
+def _weights_by_tables(
+    q: Float[Array, "Z B H L D"], k: Float[Array, "Z B H L D"], g: Float[Array, "Z B H L D"]
+) -> tuple[Float[Array, "Z B H L L"], Float[Array, "Z B H L D"]]:
+    """As `_vector_weights`, for TPUs, which copy what is cut out of a chunk: each size is a product over all of it, of
+    which the pairs that meet at a border are taken, whatever the others are."""
+
+    def sums(table: np.ndarray) -> Array:
+        return jnp.einsum("ij,...jd->...id", table.astype(g.dtype), g, precision="highest")
+
+    A = jnp.zeros((), g.dtype)
+    for number, (between, meet) in enumerate(_tables(g.shape[-2])):
+        e = sums(between)
+        to, back = jnp.exp(e), jnp.exp(e if number else -e)
+        A = jnp.where(meet, jnp.einsum("...id,...jd->...ij", q * to, k * back), A)
+    return A, sums(np.tri(g.shape[-2]))
 
 
 def _states(

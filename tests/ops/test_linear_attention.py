@@ -80,6 +80,26 @@ def test_chunks_are_the_loop(decay, chunk):
             np.testing.assert_allclose(got, exact, atol=1e-5 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("decay", ["dim", "strong"])
+def test_vector_decays_are_the_same_by_tables(decay, monkeypatch):
+    q, k, v, g, _ = draw(decay)
+
+    def run(platform):
+        monkeypatch.setattr(linear, "traced_for", lambda: platform)
+        return jax.vjp(lambda *x: linear.causal(*x, jnp.asarray(SEGMENTS), chunk=32).o, q, k, v, g)
+
+    with jax.enable_x64(True):
+        (o, pull), (by_tables, pull_by_tables) = run("cpu"), run("tpu")
+        np.testing.assert_allclose(by_tables, o, atol=1e-12)
+        for found, wanted in zip(pull_by_tables(o), pull(o), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-12 * np.abs(wanted).max())
+    single = [np.asarray(x, np.float32) for x in (q, k, v, g)]
+    exact = np.asarray(o)
+    o, pull = jax.vjp(lambda *x: linear.causal(*x, jnp.asarray(SEGMENTS), chunk=32).o, *single)
+    np.testing.assert_allclose(o, exact, atol=1e-5 * np.abs(exact).max())
+    assert all(np.isfinite(x).all() for x in pull(o))
+
+
 QUICK_DELTA = [(False, 64), (True, 7)]
 ALL_DELTA = [pytest.param(g, c, marks=pytest.mark.slow) for g in (0, 1) for c in CHUNKS if (g, c) not in QUICK_DELTA]
 

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from flashjax.layers.attention.base import Keys, Mixer, Outputs, Queries, Segments, Values, numbered
-from flashjax.ops import delta_rule, linear_attention
+from flashjax.ops import delta_rule
 
 
 class Strength(nn.Module):
