@@ -15,9 +15,10 @@ def _swin(topology: str, preset: str, batch: int, *mesh: str) -> Pod:
     return Pod("experiments.swin_imagenet", arguments, topology, SPLIT if mesh else WHOLE)
 
 
-def _text(topology: str, preset: str) -> Pod:
+def _text(topology: str, preset: str, mixer: str = "softmax") -> Pod:
     """The paper's 2^18 tokens a step in rows of 8,192, whose parameters are split over all 16 devices."""
-    return Pod("experiments.flash_lm", ("--preset", preset, "--mesh.fsdp", "16"), topology, SPLIT)
+    mixed = () if mixer == "softmax" else ("--model.mixer", mixer)
+    return Pod("experiments.flash_lm", ("--preset", preset, *mixed, "--mesh.fsdp", "16"), topology, SPLIT)
 
 
 PODS = {
@@ -32,4 +33,7 @@ PODS = {
     "large_22k v6e:2x2": _swin("v6e:2x2", "large_22k", 128, "--mesh.fsdp", "4"),
     "wiki40b v5e:4x4": _text("v5e:4x4", "wiki40b"),
     "wiki40b_transformer v5e:4x4": _text("v5e:4x4", "wiki40b_transformer"),
+    "katharopoulos v5e:4x4": _text("v5e:4x4", "wiki40b_transformer", "katharopoulos"),
+    "performer v5e:4x4": _text("v5e:4x4", "wiki40b_transformer", "performer"),
+    "gla v5e:4x4": _text("v5e:4x4", "wiki40b_transformer", "gla"),
 }
