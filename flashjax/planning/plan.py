@@ -78,6 +78,7 @@ def plan_and_program(
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "batch_size": experiment.train_data.batch_size,
         "device_batch": experiment.train_data.batch_size // shards,
+        "example_tokens": experiment.example_tokens,
         "accumulate": experiment.config.train.accumulate,
         "choices": program.choices,
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,

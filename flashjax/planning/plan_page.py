@@ -60,10 +60,20 @@ def lead(plan: Plan) -> str:
     """Devices, mesh, batch, and what the model has chosen for them."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) or "one device"
     chosen = "".join(f"; chosen here: {words}" for words in [in_words(plan["choices"])] if words)
+    tokens = plan["example_tokens"]
+    examples = f"rows of {tokens:,} tokens" if tokens else "examples"
     return (
-        f"{plan['devices']} x {plan['device_kind']}; mesh: {mesh}; {plan['batch_size']} examples a step, "
+        f"{plan['devices']} x {plan['device_kind']}; mesh: {mesh}; {plan['batch_size']} {examples} a step, "
         f"{plan['device_batch']} a device{chosen}"
     )
+
+
+def _speed(plan: Plan) -> str:
+    """Of all devices: tokens a second of text, examples of others."""
+    rate, tokens = plan["time"].get("examples_per_second"), plan["example_tokens"]
+    if rate is None:
+        return NOT_AVAILABLE
+    return f"{rate * tokens:,.0f} tokens/s" if tokens else f"{rate:,.0f} examples/s"
 
 
 def verdict(plan: Plan) -> str:
@@ -147,7 +157,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
         ],
         ["collectives without cycles", _time(time["collectives"]), "floor"],
         ["step time", _time(time["step_seconds"]), "estimate"],
-        ["examples a second, all devices", f"{time['examples_per_second']:,.0f}", "estimate"],
+        ["speed, all devices", _speed(plan), "estimate"],
         ["MFU, of the useful FLOPs", f"{time['mfu']:.1%}", "estimate"],
     ]
 
@@ -350,7 +360,7 @@ def _warnings(plan: Plan) -> list[str]:
     return found
 
 
-SIDE_HEADS = ["", "fits", "peak", "free", "step", "MFU", "examples/s", "floor FLOPs", "floor bytes", "collectives"]
+SIDE_HEADS = ["", "fits", "peak", "free", "step", "MFU", "speed", "floor FLOPs", "floor bytes", "collectives"]
 
 
 def side_by_side(plans: Sequence[Plan]) -> str:
@@ -367,7 +377,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
                 _size(memory["margin"]),
                 _time(time.get("step_seconds")),
                 f"{time['mfu']:.1%}" if time.get("mfu") else NOT_AVAILABLE,
-                f"{time['examples_per_second']:,.0f}" if time.get("examples_per_second") else NOT_AVAILABLE,
+                _speed(plan),
                 *(_time(time["floors"][name]) for name in ("flops", "bytes", "collectives")),
             ]
         )

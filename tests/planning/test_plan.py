@@ -207,7 +207,7 @@ def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     machine = topology.Topology("v5e:1x1", "TPU v5 lite", "tpu", range(1), chip)
     flops = {"all": 10**9, "useful": 10**9, "recomputed": 0}
     made = {"flops": flops, "devices": 1, "batch_size": 4, "collectives": [], "chip": dataclasses.asdict(chip)}
-    made["flops_exact"] = True
+    made |= {"flops_exact": True, "example_tokens": None}
     made["time"] = time = plans._time(made, costs, machine)
     kernels = 500 + 1000 * sum(range(12))
     assert (time["cycles"], time["taken"], time["by_kind"]["custom call"]) == (1000, 1000 + kernels, kernels)
@@ -218,6 +218,8 @@ def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     assert [row[5] for row in rows[:2]] == ["11 k", "10 k"] and rows[-1][0] == "and 2 more" and rows[-1][6] == "1.0 µs"
     named = {row[0]: row[1] for row in plan_page.time_rows(made)}
     assert named["custom calls, by schedule or bytes"] == plan_page._time(kernels / chip.clock)
+    assert named["speed, all devices"] == f"{4 / time['step_seconds']:,.0f} examples/s"
+    assert plan_page._speed(made | {"example_tokens": 8}) == f"{32 / time['step_seconds']:,.0f} tokens/s"
 
 
 GIB, MIB = 2**30, 2**20
