@@ -66,10 +66,12 @@ def test_local_script_does_the_same():
 
 @pytest.mark.parametrize(("dies", "status"), [("sys.exit(5)", 5), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
 def test_local_ends_the_others_when_one_fails(tmp_path: Path, dies: str, status: int):
-    # Process 0 ignores SIGTERM and has a child; it must go all the same, within the limit.
+    # Process 0 ignores SIGTERM and has a child; it must go all the same, within the limit. A line is written in one
+    # piece, else those of the two may mix.
     code = ME + (
         f"\nif me: time.sleep(.5); {dies}\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); print('pid', os.getpid()); time.sleep(600)"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork(); "
+        "os.write(1, b'pid %d\\n' % os.getpid()); time.sleep(600)"
     )
     started = time.monotonic()
     process = local("--grace_s", "1", code=code, cwd=tmp_path)
