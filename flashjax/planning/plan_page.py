@@ -12,6 +12,7 @@ from flashjax.ops.platform import in_words
 from flashjax.pages import write_page
 from flashjax.planning.chips import Chip
 from flashjax.planning.plan import Plan, grouped
+from flashjax.training.experiment import told_speed
 from flashjax.training.parameters import human_bytes
 
 LABELS = {
@@ -70,10 +71,11 @@ def lead(plan: Plan) -> str:
 
 def _speed(plan: Plan) -> str:
     """Of all devices: tokens a second of text, examples of others."""
-    rate, tokens = plan["time"].get("examples_per_second"), plan["example_tokens"]
+    rate = plan["time"].get("examples_per_second")
     if rate is None:
         return NOT_AVAILABLE
-    return f"{rate * tokens:,.0f} tokens/s" if tokens else f"{rate:,.0f} examples/s"
+    unit, value = told_speed(rate, plan["example_tokens"])
+    return f"{value:,.0f} {unit}"
 
 
 def verdict(plan: Plan) -> str:

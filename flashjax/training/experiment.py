@@ -151,6 +151,13 @@ class RunConfig:
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
+def told_speed(examples_per_second: float, example_tokens: int | None) -> tuple[str, float]:
+    """(unit, value) by which a speed is told: of text tokens, whatever the length of its rows."""
+    if example_tokens is None:
+        return "examples/s", examples_per_second
+    return "tokens/s", examples_per_second * example_tokens
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A model, an objective and data, ready for ``fit``."""
@@ -182,10 +189,8 @@ class Experiment:
         return self.config.train.eval_every or self.train_data.steps_per_epoch
 
     def speed(self, examples_per_second: float) -> tuple[str, float]:
-        """(unit, value) by which a speed is told: of text tokens, whatever the length of its rows."""
-        if self.example_tokens is None:
-            return "examples/s", examples_per_second
-        return "tokens/s", examples_per_second * self.example_tokens
+        """`told_speed` of its examples."""
+        return told_speed(examples_per_second, self.example_tokens)
 
     def without_evaluation(self) -> "Experiment":
         """The same train step for what evaluates nothing, so that the evaluation batch need fit no mesh."""
