@@ -41,7 +41,8 @@ def measure(flags: list[str]) -> dict[str, Any]:
     from configs.swin_imagenet import PRESETS
     from experiments import swin_imagenet
     from flashjax import cli
-    from flashjax.planning import topology, tracing
+    from flashjax.analysis import topology
+    from flashjax.planning import tracing
     from flashjax.planning.compiled import compile_for
     from flashjax.training.program import Program
 

@@ -23,8 +23,8 @@ import transformers
 
 from benchmarks.turns import Step, median_ratio, take_turns
 from flashjax import interop, models
+from flashjax.analysis.flops import count_flops
 from flashjax.ops.platform import jit_here
-from flashjax.planning.flops import count_flops
 
 NAME = "swin_tiny_patch4_window7_224"
 

@@ -194,7 +194,7 @@ def over_tokens(
 
 
 def of_turns(grid: Sequence[int], parallel: int) -> dict[str, str]:
-    """A kernel's `metadata` for `flashjax.planning.kernels`: its turns, and how many parts a chip's cores may take."""
+    """A kernel's `metadata` for `flashjax.analysis.kernels`: its turns, and how many parts a chip's cores may take."""
     return {"turns": str(math.prod(grid)), "parallel": str(parallel)}
 
 

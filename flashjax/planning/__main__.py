@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashjax import cli
-from flashjax.planning import topology as topologies
+from flashjax.analysis import topology as topologies
 
 
 def show(program: str, config: Any) -> int:
@@ -35,7 +35,7 @@ def show(program: str, config: Any) -> int:
             f"--search fills a device's memory, and {endless[0]} has no limit: plan TPUs or GPUs, or leave out --search"
         )
     topologies.prepare(names)
-    from flashjax.planning import plan_page
+    from flashjax.planning import plan_text
 
     launcher = importlib.import_module(program)
     if not hasattr(launcher, "build"):
@@ -49,14 +49,14 @@ def show(program: str, config: Any) -> int:
                 raise
             print(f"error: {name}: {error}", file=sys.stderr)
     if len(made) > 1:
-        print(plan_page.side_by_side(made))
+        print(plan_text.side_by_side(made))
     return 0 if len(made) == len(names) else 2
 
 
 def _show_one(build: Any, config: Any, name: str) -> Any:
     """The plan for one topology, printed and written."""
     from flashjax.planning import plan as plans
-    from flashjax.planning import plan_page
+    from flashjax.planning import plan_page, plan_text
     from flashjax.training import executables
 
     opened = topologies.open_topology(name)
@@ -74,7 +74,7 @@ def _show_one(build: Any, config: Any, name: str) -> Any:
     stem = f"plan-{name.replace(':', '-')}"
     (where / f"{stem}.json").write_text(json.dumps(plan, indent=1) + "\n")
     page = plan_page.write(where / f"{stem}.html", plan)
-    print(plan_page.text(plan))
+    print(plan_text.in_words(plan))
     print(f"  numbers  {where / f'{stem}.json'}\n  page     {page}")
     if config.save:
         if compiled is None:

@@ -21,8 +21,8 @@ from typing import Any
 
 import jax
 
-from flashjax.planning import hlo, kernels
-from flashjax.planning.topology import Topology, out_of_memory, quiet
+from flashjax.analysis import hlo, kernels
+from flashjax.analysis.topology import Topology, out_of_memory, quiet
 from flashjax.training.executables import compilers, jit_options
 
 
@@ -56,7 +56,7 @@ class Compiled:
     kept: bool
     """From the cache."""
     bundles: dict[str, int] = field(default_factory=dict)
-    """Of the kernels in it, by instruction (`flashjax.planning.kernels`)."""
+    """Of the kernels in it, by instruction (`flashjax.analysis.kernels`)."""
     executable: Any = field(default=None, repr=False)
     """`jax.stages.Compiled`, unless from the cache."""
 

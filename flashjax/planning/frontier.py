@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from flashjax.analysis.topology import Topology
 from flashjax.planning.compiled import OutOfMemoryError, compile_for
-from flashjax.planning.topology import Topology
 from flashjax.planning.tracing import Build, Policy, build
 from flashjax.training.program import Program
 

@@ -18,13 +18,13 @@ from typing import Any
 from jax.extend import core
 
 import flashjax
+from flashjax.analysis import activations, collectives, cycles, hlo, kernels, modules
+from flashjax.analysis.chips import Chip
+from flashjax.analysis.flops import flops_by, is_exact, turns_of_loops
+from flashjax.analysis.topology import Topology
 from flashjax.data import described
-from flashjax.planning import activations, collectives, cycles, hlo, kernels, modules
-from flashjax.planning.chips import Chip
 from flashjax.planning.compiled import Compiled, OutOfMemoryError, compile_for
-from flashjax.planning.flops import flops_by, is_exact, turns_of_loops
 from flashjax.planning.frontier import Plan, frontier
-from flashjax.planning.topology import Topology
 from flashjax.planning.tracing import Build, build, policies, useful_flops
 from flashjax.training.executables import compilers
 from flashjax.training.experiment import Experiment

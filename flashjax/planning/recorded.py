@@ -41,8 +41,8 @@ def plan_pod(pod: Pod) -> dict[str, Any]:
     tensors that are whole on each device, versions of the compilers. Nothing is written but the cache of programs.
     """
     from flashjax import cli
+    from flashjax.analysis import topology as topologies
     from flashjax.planning import plan as plans
-    from flashjax.planning import topology as topologies
     from flashjax.training.parameters import parameter_rows
     from flashjax.training.sharding import LARGE_BYTES
 

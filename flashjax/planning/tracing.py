@@ -8,10 +8,10 @@ from typing import Any
 
 from jax.extend import core
 
+from flashjax.analysis import activations, modules
+from flashjax.analysis.flops import flops_by
+from flashjax.analysis.topology import Topology
 from flashjax.data import described
-from flashjax.planning import activations, modules
-from flashjax.planning.flops import flops_by
-from flashjax.planning.topology import Topology
 from flashjax.training.experiment import Experiment, RunConfig
 from flashjax.training.program import Program
 

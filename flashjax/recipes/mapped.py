@@ -15,10 +15,10 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from flashjax.analysis.flops import count_flops
 from flashjax.data.sources import digits, stratified_split
 from flashjax.objectives.classification import Classification
 from flashjax.ops.platform import jit_here
-from flashjax.planning.flops import count_flops
 from flashjax.training.optimizers import OptimizerConfig, make_optimizer, with_arrays
 
 Split = Mapping[str, np.ndarray]

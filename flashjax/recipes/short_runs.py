@@ -17,10 +17,10 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from flashjax.analysis.flops import count_flops
 from flashjax.data.text_sources import kjv
 from flashjax.objectives.language import LanguageModelling
 from flashjax.ops.platform import jit_here
-from flashjax.planning.flops import count_flops
 from flashjax.training.optimizers import OptimizerConfig, make_optimizer, with_arrays
 from flashjax.training.parametrization import ParametrizationConfig, Parametrized, parametrize
 from flashjax.training.step import TrainState

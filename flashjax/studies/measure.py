@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from flashjax import cli
-from flashjax.planning.collectives import collectives, totals
+from flashjax.analysis.collectives import collectives, totals
 from flashjax.training.experiment import Experiment
 from flashjax.training.parameters import parameter_rows
 from flashjax.training.program import Program

@@ -6,9 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flashjax.analysis.collectives import KINDS
 from flashjax.drawing import BASE, ticks
 from flashjax.pages import write_page
-from flashjax.planning.collectives import KINDS
 from flashjax.studies.scaling import PowerLaw, Run, fit_words, virtual_note
 from flashjax.training.parameters import human_bytes
 

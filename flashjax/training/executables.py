@@ -19,7 +19,7 @@ from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh
 
-from flashjax.planning import kernels
+from flashjax.analysis import kernels
 
 KIND = b"flashjax compiled step "
 MAGIC = KIND + b"2\n"

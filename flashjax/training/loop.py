@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from flashjax.analysis.chips import peak_flops
 from flashjax.ops.platform import in_words
-from flashjax.planning.chips import peak_flops
 from flashjax.training import nonfinite
 from flashjax.training.checkpoints import Checkpoints
 from flashjax.training.experiment import Batch, Experiment

@@ -9,6 +9,7 @@ import numpy as np
 
 from flashjax.training import distributed, nonfinite
 from flashjax.training.experiment import Experiment, RunConfig
+from flashjax.training.layout_page import write_layout
 from flashjax.training.loop import Result
 from flashjax.training.optimizers import rate_columns
 from flashjax.training.parameters import parameter_table
@@ -33,8 +34,6 @@ def dry_run(experiment: Experiment) -> None:
 
     Compiles and allocates nothing.
     """
-    from flashjax.planning.layout import write_layout  # which stands on this package
-
     program = Program(experiment)
     axes = ", ".join(f"{axis} {size}" for axis, size in program.mesh.shape.items() if size > 1) or "one device"
     if jax.process_index() != 0:

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flashjax.analysis.flops import flops_by
 from flashjax.ops import platform
-from flashjax.planning.flops import flops_by
 from flashjax.training import executables, nonfinite
 from flashjax.training.checkpoints import CheckpointError, Checkpoints
 from flashjax.training.experiment import Batch, Experiment, Objective, Pipeline

@@ -22,8 +22,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from flashjax.analysis.modules import known
 from flashjax.layers.watched import WATCHED, is_watched
-from flashjax.planning.modules import known
 from flashjax.training.experiment import Batch, Metrics, Objective, Rngs, Variables
 from flashjax.training.program import Program
 from flashjax.training.rundir import RunDirectory

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from flashjax.analysis.topology import open_topology
 from flashjax.ops.platform import compiler_options
-from flashjax.planning.topology import open_topology
 from flashjax.training.mesh import MeshConfig, make_mesh
 
 

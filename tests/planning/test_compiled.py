@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flashjax.planning import compiled, topology
+from flashjax.analysis import topology
+from flashjax.planning import compiled
 
 X = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 HERE = topology.open_topology("cpu:1")

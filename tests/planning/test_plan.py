@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from flashjax.analysis import activations, cycles, hlo, topology
+from flashjax.analysis.chips import CHIPS
+from flashjax.analysis.modules import Place
 from flashjax.ops.attention import dot_product_attention
 from flashjax.ops.platform import choices, in_words
-from flashjax.planning import activations, cycles, hlo, plan_page, topology, tracing
 from flashjax.planning import frontier as frontiers
 from flashjax.planning import plan as plans
-from flashjax.planning.chips import CHIPS
-from flashjax.planning.modules import Place
+from flashjax.planning import plan_page, plan_text, tracing
 from flashjax.training.program import Program
 from tests.training import toy
 
@@ -56,8 +57,8 @@ def test_modules_keep_what_the_frontier_says_in_all(tmp_path):
 
 
 def test_flops_of_loops_of_unknown_length_are_a_lower_bound(plan):
-    assert plan["flops_exact"] and plan_page.time_rows(plan)[0][2] == "exact"
-    assert plan_page.time_rows(plan | {"flops_exact": False})[0][2] == "at least"
+    assert plan["flops_exact"] and plan_text.time_rows(plan)[0][2] == "exact"
+    assert plan_text.time_rows(plan | {"flops_exact": False})[0][2] == "at least"
 
 
 def test_loops_of_a_program_have_the_turns_of_the_jaxpr():
@@ -84,13 +85,13 @@ def test_what_a_cpu_does_not_say_is_none_and_not_a_guess(plan):
 
 def test_a_plan_is_json_words_and_a_page(plan, tmp_path):
     assert json.loads(json.dumps(plan)) == plan
-    words = plan_page.text(plan)
+    words = plan_text.in_words(plan)
     assert re.search(r"\| cpu +(\| +n/a ){6}\|", words)
     assert "toy toy on cpu:8" in words and "mesh: data 2, fsdp 4" in words and "chosen here" not in words
     page = plan_page.write(tmp_path / "plan.html", plan).read_text()
     assert not re.search(r"https?://|<script", page) and "n/a" in page
     chosen = plan | {"choices": {"attention": ["paired"], "implementation": ["blocked", "xla"]}}
-    assert "chosen here: attention paired; implementation blocked and xla" in plan_page.lead(chosen)
+    assert "chosen here: attention paired; implementation blocked and xla" in plan_text.lead(chosen)
 
 
 def test_what_does_not_fit_is_shown_with_what_is_known(plan, tmp_path):
@@ -103,12 +104,12 @@ def test_what_does_not_fit_is_shown_with_what_is_known(plan, tmp_path):
     }
     frontier = [plan["frontier"][0] | {"peak": 250, "largest_batch": 3}]
     made = plan | {"memory": memory, "collectives": None, "time": time, "frontier": frontier}
-    words = plan_page.text(made)
+    words = plan_text.in_words(made)
     assert "does not fit: 250 B wanted of 100 B" in words and "500.00 ms |      floor" in words
     assert "compiler; batch: estimate" in words and "no collectives" not in words
     page = plan_page.write(tmp_path / "plan.html", made).read_text()
     assert "not known" in page and '<span class="mark">memory of a device <b>100 B</b>' in page
-    assert "n/a" in plan_page.side_by_side([made])
+    assert "n/a" in plan_text.side_by_side([made])
 
 
 def test_a_gpu_has_floors_and_no_cycles():
@@ -214,12 +215,12 @@ def test_kernels_are_in_the_tables_of_time_and_those_left_out_are_counted():
     assert time["by_module_and_kind"] == {"stage_0/attn": {"matmul": 1000, "custom call": kernels}}
     assert time["worst"][0]["cycles"] == 11_000 and time["step_seconds"] == pytest.approx((1000 + kernels) / chip.clock)
     assert sum(call["seconds"] for call in time["custom_calls"]) == pytest.approx(kernels / chip.clock)
-    rows = plan_page.custom_rows(made)
+    rows = plan_text.custom_rows(made)
     assert [row[5] for row in rows[:2]] == ["11 k", "10 k"] and rows[-1][0] == "and 2 more" and rows[-1][6] == "1.0 µs"
-    named = {row[0]: row[1] for row in plan_page.time_rows(made)}
-    assert named["custom calls, by schedule or bytes"] == plan_page._time(kernels / chip.clock)
+    named = {row[0]: row[1] for row in plan_text.time_rows(made)}
+    assert named["custom calls, by schedule or bytes"] == plan_text.told_time(kernels / chip.clock)
     assert named["speed, all devices"] == f"{4 / time['step_seconds']:,.0f} examples/s"
-    assert plan_page._speed(made | {"example_tokens": 8}) == f"{32 / time['step_seconds']:,.0f} tokens/s"
+    assert plan_text.speed(made | {"example_tokens": 8}) == f"{32 / time['step_seconds']:,.0f} tokens/s"
 
 
 GIB, MIB = 2**30, 2**20
@@ -313,11 +314,11 @@ def test_only_what_was_compiled_is_the_compilers():
     made = frontier_plan(peak=816, fits=True, compiler=analysis)
     rows = frontiers.frontier(None, None, made, [policy(False, 3200), policy(True, 3200)], False, False)
     assert [row["label"] for row in rows] == ["compiler", "estimate"] and rows[0]["peak"] == rows[1]["peak"] == 816
-    shown = plan_page.frontier_rows({"frontier": rows})
+    shown = plan_text.frontier_rows({"frontier": rows})
     assert [row[-1] for row in shown] == ["compiler; batch: estimate", "estimate"]
     found = rows[0] | {"largest_batch": None, "bracket": [8, 12], "compiled_batches": {"8": 816, "12": None}}
-    assert plan_page.frontier_rows({"frontier": [found]})[0][3::2] == [">= 8, < 12", "compiler"]
-    assert plan_page.frontier_rows({"frontier": [found | {"bracket": [0, 4]}]})[0][3] == "< 4"
+    assert plan_text.frontier_rows({"frontier": [found]})[0][3::2] == [">= 8, < 12", "compiler"]
+    assert plan_text.frontier_rows({"frontier": [found | {"bracket": [0, 4]}]})[0][3] == "< 4"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from flax.linen.spmd import with_logical_constraint
 
 from configs.swin_imagenet import PRESETS
-from flashjax.planning.collectives import KINDS, collectives
+from flashjax.analysis.collectives import KINDS, collectives
 from flashjax.training import MeshConfig, Program, sharding
 from flashjax.training.mesh import batch_sharding, make_mesh
 from flashjax.training.sharding import ACTIVATIONS, on_mesh

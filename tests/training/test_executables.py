@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from flashjax.planning import kernels
+from flashjax.analysis import kernels
 from flashjax.training import MeshConfig, executables
 from flashjax.training.program import Program
 from tests.training import toy

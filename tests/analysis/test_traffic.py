@@ -2,8 +2,8 @@
 
 import pytest
 
-from flashjax.planning import hlo
-from flashjax.planning.traffic import traffic
+from flashjax.analysis import hlo
+from flashjax.analysis.traffic import traffic
 
 TEXT = """HloModule m, is_scheduled=true
 

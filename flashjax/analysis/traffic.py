@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from flashjax.planning.hlo import Instruction, Module, shape_bytes
+from flashjax.analysis.hlo import Instruction, Module, shape_bytes
 
 _ARRAY = re.compile(r"[a-z]+\d*\w*\[[^\]]*\](?:\{[^}]*\})?")
 _ELSEWHERE = re.compile(r"S\([1-9]\d*\)")  # a memory space other than 0, which is the main memory

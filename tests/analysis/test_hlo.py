@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flashjax.planning import cycles, hlo
-from flashjax.planning.modules import Place
+from flashjax.analysis import cycles, hlo
+from flashjax.analysis.modules import Place
 
 # As the TPU's compiler writes: no trip counts, memory spaces in the layouts, estimates in the configuration.
 TPU = """HloModule jit_step, is_scheduled=true, num_partitions=4

@@ -7,8 +7,8 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from flashjax.analysis.flops import count_flops, flops_by_primitive, is_exact, turns_of_loops
 from flashjax.ops.attention import dot_product_attention
-from flashjax.planning.flops import count_flops, flops_by_primitive, is_exact, turns_of_loops
 
 
 def spec(*shape):

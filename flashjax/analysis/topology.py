@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
-from flashjax.planning import gpus
-from flashjax.planning.chips import Chip, chip
+from flashjax.analysis import gpus
+from flashjax.analysis.chips import Chip, chip
 
 FORM = "vTPU:AxB[xC] such as v5e:4x4, v5p:4x4x4 or tpu7x:2x2x1, gpu:KINDxN such as gpu:h100x8, or cpu:N"
 LARGEST = {"v2": (16, 16), "v3": (32, 32), "v4": 4096, "v5e": (16, 16), "v5p": 8960, "v6e": (16, 16), "tpu7x": 9216}

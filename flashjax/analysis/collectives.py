@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashjax.planning import hlo as texts
-from flashjax.planning.hlo import Instruction, Module
+from flashjax.analysis import hlo as texts
+from flashjax.analysis.hlo import Instruction, Module
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

@@ -9,7 +9,7 @@ How many bundles there are the compiler says when it is asked to before it is lo
 every fusion too, which takes it half as long again. So the kernels of a program are compiled a second time, alone, in a
 process that asks, beside the program:
 
-    python -m flashjax.planning.kernels FILE
+    python -m flashjax.analysis.kernels FILE
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 
-from flashjax.planning.hlo import Instruction
+from flashjax.analysis.hlo import Instruction
 from flashjax.processes import in_process
 
 TARGET = "tpu_custom_call"
@@ -165,7 +165,7 @@ def chip_memory(instruction: Instruction) -> int | None:
 
 def _compiled(kernels: Sequence[Kernel], topology: str) -> str:
     """The text of a program of these kernels alone."""
-    from flashjax.planning.topology import open_topology, quiet
+    from flashjax.analysis.topology import open_topology, quiet
 
     place = jax.sharding.SingleDeviceSharding(open_topology(topology).devices[0])
 

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flashjax.planning.collectives import Collective, axes_of, collectives, totals
+from flashjax.analysis.collectives import Collective, axes_of, collectives, totals
 
 
 @pytest.fixture(scope="module")

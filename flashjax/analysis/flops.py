@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from flashjax.planning.values import MOST, Known, Value, constant, is_followed, stacked, turns
+from flashjax.analysis.values import MOST, Known, Value, constant, is_followed, stacked, turns
 
 # fmt: off
 ELEMENTWISE = frozenset({

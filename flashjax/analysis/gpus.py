@@ -3,7 +3,7 @@
 The packages of `jax[cuda13]` compile without a GPU and without a driver, for a device that is told to them as a text
 (XLA's `GpuTargetConfigProto`). It is made here of what NVIDIA publishes: the table below after the architectures' white
 papers and product pages, what all of them share after "Compute Capabilities" in the CUDA programming guide, and memory
-after `flashjax.planning.chips`. Kernels are not tried out, as they are on a device, but chosen by XLA's own rules: the
+after `flashjax.analysis.chips`. Kernels are not tried out, as they are on a device, but chosen by XLA's own rules: the
 program is nearly the one that would run, not the very one.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flashjax.planning.chips import CHIPS
+from flashjax.analysis.chips import CHIPS
 
 HOST = 8
 """GPUs of a host, which NVLink joins."""

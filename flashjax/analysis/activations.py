@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from flashjax.planning.flops import bodies_of, stack_of
-from flashjax.planning.modules import place
+from flashjax.analysis.flops import bodies_of, stack_of
+from flashjax.analysis.modules import place
 
 _FORMS = frozenset(
     {"reshape", "squeeze", "expand_dims", "transpose", "copy", "convert_element_type", "broadcast_in_dim"}

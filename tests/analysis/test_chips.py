@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from flashjax.planning.chips import CHIPS, chip, peak_flops
-from flashjax.planning.plan_page import chip_row, chips_table
+from flashjax.analysis.chips import CHIPS, chip, peak_flops
+from flashjax.planning.plan_text import chip_row, chips_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 

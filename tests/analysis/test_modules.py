@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flashjax.planning import activations
-from flashjax.planning.flops import flops_by
-from flashjax.planning.modules import PASSES, Place, above, place, place_in_hlo
+from flashjax.analysis import activations
+from flashjax.analysis.flops import flops_by
+from flashjax.analysis.modules import PASSES, Place, above, place, place_in_hlo
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from flashjax.planning import kernels
-from flashjax.planning.collectives import KINDS as COLLECTIVES
-from flashjax.planning.hlo import Instruction, Module
-from flashjax.planning.modules import Place, place_in_hlo
-from flashjax.planning.traffic import traffic
+from flashjax.analysis import kernels
+from flashjax.analysis.collectives import KINDS as COLLECTIVES
+from flashjax.analysis.hlo import Instruction, Module
+from flashjax.analysis.modules import Place, place_in_hlo
+from flashjax.analysis.traffic import traffic
 
 KINDS = ("matmul", "copy", "reduction", "gather and scatter", "elementwise", "collective", "custom call", "other")
 """What an instruction mainly does; a `copy` changes place or order: copies, transpositions, slices, padding."""

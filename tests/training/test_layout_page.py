@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from flashjax.planning.layout import write_layout
 from flashjax.training import MeshConfig
+from flashjax.training.layout_page import write_layout
 from flashjax.training.mesh import make_mesh
 
 SHAPES = {"dense": {"kernel": (8, 6), "bias": (6,)}, "stack": (4, 8, 6), "scale": ()}

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from flashjax.planning import gpus, topology
-from flashjax.planning.chips import CHIPS
+from flashjax.analysis import gpus, topology
+from flashjax.analysis.chips import CHIPS
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,8 @@ def test_gpus_come_in_whole_hosts():
 
 COMPILE = """
 import json, jax, jax.numpy as jnp
-from flashjax.planning import compiled, cycles, topology, collectives
+from flashjax.analysis import cycles, topology, collectives
+from flashjax.planning import compiled
 topology.prepare(["gpu:NAMEx8"])
 machine = topology.open_topology("gpu:NAMEx8")
 mesh = jax.make_mesh((8,), ("data",), devices=machine.devices)

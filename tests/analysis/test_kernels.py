@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from flashjax.planning import compiled, cycles, hlo, kernels, topology
+from flashjax.analysis import cycles, hlo, kernels, topology
+from flashjax.planning import compiled
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
