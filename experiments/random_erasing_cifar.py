@@ -85,7 +85,7 @@ def main() -> None:
     with cli.friendly_errors(), training.session(config) as watchdog:
         config = with_dataset(config)
         predict = lambda: images.predict(build(config).config, objective, PROGRAM)  # noqa: E731
-        images.run(config, build, lambda: run_study(config, watchdog), predict)
+        training.run(config, lambda: build(config), lambda: run_study(config, watchdog), predict)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main() -> None:
     config = cli.parse(PRESETS, PROGRAM, __doc__)
     with cli.friendly_errors(), training.session(config) as watchdog:
         train = lambda: images.train(build(config), watchdog, {"the paper's run": PAPER})  # noqa: E731
-        images.run(config, build, train, lambda: predict(config))
+        training.run(config, lambda: build(config), train, lambda: predict(config))
 
 
 if __name__ == "__main__":

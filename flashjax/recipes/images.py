@@ -111,23 +111,3 @@ def predict(config: Any, objective: Objective, program: str, pretrained: Callabl
     names = run.class_names if run is not None else classify.default_names(num_classes)
     goal = objective(config, num_classes)
     classify.print_predictions(classify.predict_files(goal, variables, config.images, config.data, names))
-
-
-def run(
-    config: Any,
-    build: Callable[[Any], Experiment],
-    train: Callable[[], Any],
-    predict: Callable[[], None],
-) -> None:
-    """Does what ``config.mode`` says."""
-    match config.mode:
-        case _ if config.dry_run:
-            training.dry_run(build(config))
-        case "train":
-            train()
-        case "eval":
-            training.print_metrics(training.evaluate(build(config)))
-        case "replay":
-            training.replay(build(config))
-        case "predict":
-            predict()

@@ -11,6 +11,7 @@ A launcher names a module and its presets, and says what is its own:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -433,15 +434,11 @@ def run(
     further: Mapping[str, str] | None = None,
 ) -> None:
     """Does what ``config.mode`` says."""
-    match config.mode:
-        case _ if config.dry_run:
-            training.dry_run(experiment(config, module, program, rules))
-        case "train":
-            train(experiment(config, module, program, rules), watchdog, further)
-        case "eval":
-            metrics = training.evaluate(experiment(config, module, program, rules))
-            training.print_metrics({**metrics, "perplexity": float(np.exp(metrics["loss"]))})
-        case "replay":
-            training.replay(experiment(config, module, program, rules))
-        case "predict":
-            predict(config, module, program)
+    build = functools.partial(experiment, config, module, program, rules)
+    training.run(
+        config,
+        build,
+        train=lambda: train(build(), watchdog, further),
+        predict=lambda: predict(config, module, program),
+        figures=lambda metrics: {"perplexity": float(np.exp(metrics["loss"]))},
+    )

@@ -11,7 +11,7 @@ from flashjax.training.experiment import (
 )
 from flashjax.training.loop import Result, fit
 from flashjax.training.mesh import MeshConfig
-from flashjax.training.modes import dry_run, finish, print_metrics, replay, session
+from flashjax.training.modes import dry_run, finish, run, session
 from flashjax.training.optimizers import OptimizerConfig, ScheduleConfig
 from flashjax.training.program import Program, evaluate
 
@@ -31,8 +31,7 @@ __all__ = [
     "evaluate",
     "finish",
     "fit",
-    "print_metrics",
-    "replay",
+    "run",
     "scale_recipe",
     "session",
 ]

@@ -1,8 +1,9 @@
-"""What a launcher does besides fitting: dry run, evaluation, replay, and the words at the end of a run."""
+"""What a launcher does: its modes, dry run, replay, and the words at the end of a run."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from flashjax.training.loop import Result
 from flashjax.training.optimizers import rate_columns
 from flashjax.training.parameters import parameter_table
 from flashjax.training.parametrization.table import columns
-from flashjax.training.program import Program
+from flashjax.training.program import Program, evaluate
 from flashjax.training.report import write_report
 from flashjax.training.sharding import reasons
 from flashjax.training.watchdog import Watchdog
@@ -27,6 +28,28 @@ def session(config: RunConfig) -> Iterator[Watchdog]:
     distributed.initialize(config.distributed)
     with Watchdog(config.distributed.silence_limit_s, config.distributed.stall_limit_s) as watchdog:
         yield watchdog
+
+
+def run(
+    config: RunConfig,
+    build: Callable[[], Experiment],
+    train: Callable[[], Any],
+    predict: Callable[[], None],
+    figures: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
+) -> None:
+    """Does what ``config.mode`` says, or a dry run; ``figures`` follow the metrics of an evaluation, from them."""
+    match config.mode:
+        case _ if config.dry_run:
+            dry_run(build())
+        case "train":
+            train()
+        case "eval":
+            metrics = evaluate(build())
+            print_metrics({**metrics, **(figures(metrics) if figures else {})})
+        case "replay":
+            replay(build())
+        case "predict":
+            predict()
 
 
 def dry_run(experiment: Experiment) -> None:
