@@ -16,19 +16,21 @@ NOT_AVAILABLE = "n/a"
 
 
 def told_bytes(value: float | None) -> str:
+    """Rounded, in KiB and so on, with a minus where it is negative; None: n/a."""
     if value is None:
         return NOT_AVAILABLE
     return f"-{human_bytes(round(-value))}" if value < 0 else human_bytes(round(value))
 
 
 def told_time(value: float | None) -> str:
+    """Seconds, as s, ms or µs; None: n/a."""
     if value is None:
         return NOT_AVAILABLE
     return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.2f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} µs"
 
 
 def told_count(value: float | None, digits: int = 3) -> str:
-    """1,234 as 1.23 k, and so on."""
+    """1,234 as 1.23 k, and so on; None: n/a."""
     if value is None:
         return NOT_AVAILABLE
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -38,6 +40,7 @@ def told_count(value: float | None, digits: int = 3) -> str:
 
 
 def told_share(value: float, whole: float) -> str:
+    """Per cent of a whole; n/a where that is 0."""
     return f"{value / whole:.1%}" if whole else NOT_AVAILABLE
 
 
@@ -118,6 +121,7 @@ def chips_table(chips: Mapping[str, Chip]) -> str:
 
 
 def flops_label(plan: Plan) -> str:
+    """How far counted FLOPs can be trusted: `exact` or `at least`."""
     return "exact" if plan["flops_exact"] else "at least"
 
 
@@ -185,6 +189,7 @@ COLLECTIVE_HEADS = ["collective", "axes", "pass", "count", "bytes", "sent/device
 
 
 def collective_rows(plan: Plan) -> list[list[str]]:
+    """The cells of `COLLECTIVE_HEADS`."""
     return [
         [
             row["kind"],
@@ -203,6 +208,7 @@ FRONTIER_HEADS = ["remat", "kept/device", "peak", "largest batch of a device", "
 
 
 def frontier_rows(plan: Plan) -> list[list[str]]:
+    """The cells of `FRONTIER_HEADS`."""
     return [
         [
             "no choice" if row["remat"] is None else str(row["remat"]),
@@ -227,6 +233,7 @@ def largest_batch(row: Mapping[str, Any]) -> str:
 
 
 def batch_label(row: Mapping[str, Any]) -> str:
+    """Whether the largest batch was compiled or estimated."""
     return "compiler" if "compiled_batches" in row else "estimate"
 
 
@@ -234,6 +241,7 @@ WORST_HEADS = ["cycles", "of all", "kind", "times", "pass", "module", "source", 
 
 
 def worst_rows(plan: Plan) -> list[list[str]]:
+    """The cells of `WORST_HEADS`."""
     time = plan["time"]
     return [
         [
