@@ -47,7 +47,7 @@ def flops_by_primitive(
     thus: scan times its length; cond as its most expensive branch; a `while` that counts up (what `fori_loop` with
     traced bounds becomes) times its turns where its bounds depend on no argument, any other times `while_iterations`;
     shard_map times the devices that it runs on; a Pallas kernel times its grid; jit, remat and custom derivatives once.
-    Factorisations, FFTs, sorts and whatever foreign calls hide are not counted.
+    What nobody reads is not counted, nor factorisations, FFTs, sorts and whatever foreign calls hide.
     """
     closed = jax.make_jaxpr(fn)(*args)
     counts = flops_by(closed, lambda equation, stack: equation.primitive.name, elementwise, while_iterations)
@@ -123,7 +123,7 @@ class _Counting:
             known.put(jaxpr.invars, given)
             if isinstance(body, core.ClosedJaxpr):
                 known.put(jaxpr.constvars, [constant(const) for const in body.consts])
-        for equation in jaxpr.eqns:
+        for equation in _asked_for(jaxpr):
             name, params, stack = equation.primitive.name, equation.params, stack_of(equation, above)
             values = [known.value(v) for v in equation.invars] if follow else []
             if name == "dot_general":
@@ -207,6 +207,18 @@ _CALLS = frozenset(
     {"jit", "closed_call", "core_call", "checkpoint", "remat2", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 )
 """Whose one body has their operands and results; a device's part of an array has another shape."""
+
+
+def _asked_for(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """Its equations but those whose results nobody reads, which no compiler runs: a derivative that makes again what it
+    needs traces the end of the function, too."""
+    read = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    asked = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not read.isdisjoint(equation.outvars):
+            asked.append(equation)
+            read.update(v for v in equation.invars if isinstance(v, core.Var))
+    return asked[::-1]
 
 
 def _dot_general(equation: core.JaxprEqn) -> int:
