@@ -12,7 +12,7 @@ from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float
 
 from flashjax.ops.dense import dot_general
-from flashjax.ops.gate import gated
+from flashjax.ops.gate import product_of
 from flashjax.ops.loop import keep
 
 
@@ -37,9 +37,13 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "... C"], train: bool = False) -> Float[Array, "... C"]:
         width = x.shape[-1]
         drop = nn.Dropout(self.drop_rate, deterministic=not train)
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init, dot_general=dot_general)
-        x = drop(gelu(keep(dense(self.hidden, name="fc1")(x))))
-        return drop(keep(dense(width, name="fc2")(x)))
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        x = keep(dense(self.hidden, dot_general=dot_general, name="fc1")(x))
+        if self.drop_rate and train:
+            x, product = drop(gelu(x)), dot_general
+        else:
+            product = product_of(gelu)
+        return drop(keep(dense(width, dot_general=product, name="fc2")(x)))
 
 
 def relu2(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -75,13 +79,16 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N C"], train: bool = False) -> Float[Array, "B N C"]:
-        dense = functools.partial(nn.Dense, use_bias=self.use_bias, dtype=self.dtype, dot_general=dot_general)
         activate, has_gate = ACTIVATIONS[self.activation]
-        hidden = dense(self.hidden, kernel_init=self.kernel_init, name="up")(x)
-        if has_gate:
-            hidden = gated(activate, dense(self.hidden, kernel_init=self.kernel_init, name="gate")(x), hidden)
-        else:
-            hidden = activate(hidden)
-        hidden = with_logical_constraint(hidden, ("batch", "length" if x.shape[1] > 1 else None, "mlp"))
-        x_out = dense(x.shape[-1], kernel_init=self.out_init, name="down")(hidden)
+
+        def dense(width: int, name: str, init: nn.initializers.Initializer, product: Any = dot_general) -> nn.Dense:
+            options: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "dot_general": product}
+            return nn.Dense(width, kernel_init=init, name=name, **options)
+
+        def hidden(name: str) -> Array:
+            y = dense(self.hidden, name, self.kernel_init)(x)
+            return with_logical_constraint(y, ("batch", "length" if x.shape[1] > 1 else None, "mlp"))
+
+        product = product_of(activate, hidden("gate") if has_gate else None)
+        x_out = dense(x.shape[-1], "down", self.out_init, product)(hidden("up"))
         return nn.Dropout(self.dropout_rate, deterministic=not train)(x_out)

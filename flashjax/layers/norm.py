@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from flashjax.ops.dense import scaled
+from flashjax.ops.again import after, again
+from flashjax.ops.dense import by_token, scaled
+from flashjax.ops.platform import on_one_cpu
 
 
 class LayerNorm(nn.Module):
@@ -26,8 +28,10 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", self.scale_init, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        normal = _standardised(x.astype(jnp.float32), (-1,), self.epsilon)
-        return (scaled(normal, scale) + bias).astype(self.dtype)
+        if on_one_cpu():
+            normal: Array = _scaled_here(True, self.epsilon, x, scale)
+            return (normal + bias).astype(self.dtype)
+        return (_standardised(x.astype(jnp.float32), (-1,), self.epsilon) * scale + bias).astype(self.dtype)
 
 
 class NormWeights(nn.Module):
@@ -64,6 +68,43 @@ def _(axes: tuple[int, ...], epsilon: float, primals: tuple[Array], tangents: tu
     return out, along / deviation
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scaled_here(centred: bool, epsilon: float, x: Float[Array, "... C"], scale: Float[Array, "C"]) -> Array:
+    """x, less its mean where `centred`, over the root of what is left's mean square and epsilon, times a scale.
+
+    For one CPU: sums over channels are products with a vector, and the backward pass keeps x and the scale alone. By
+    itself it keeps three more maps, of which one is the scale, once for each token (8,192 tokens of 256, both passes:
+    22 ms and not 14).
+    """
+    return _over_deviation(centred, epsilon, x)[0] * scale
+
+
+def _over_deviation(centred: bool, epsilon: float, x: Array) -> tuple[Array, Array]:
+    x = x.astype(jnp.float32)
+    mean = jnp.full(x.shape[-1], 1 / x.shape[-1], jnp.float32)
+    x = x - (x @ mean)[..., None] if centred else x
+    deviation = jnp.sqrt((x * x) @ mean + epsilon)[..., None]
+    return x / deviation, deviation
+
+
+def _scaled_forward(centred: bool, epsilon: float, x: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _scaled_here(centred, epsilon, x, scale), (x, scale)
+
+
+def _scaled_backward(centred: bool, epsilon: float, given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    (x, scale), C = given, gradient.shape[-1]
+    shape, dtype = x.shape, x.dtype
+    gradient = gradient.reshape(-1, C)
+    normal, deviation = _over_deviation(centred, epsilon, after(x.reshape(-1, C), gradient))
+    along = gradient * normal
+    through = gradient * scale - normal * (along @ scale / C)[:, None]
+    through = through - (gradient @ scale / C)[:, None] if centred else through
+    return (through / deviation).reshape(shape).astype(dtype), along.sum(0).astype(scale.dtype)
+
+
+_scaled_here.defvjp(_scaled_forward, _scaled_backward)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + epsilon) times a learned scale, in float32; the result has `dtype`.
 
@@ -76,11 +117,13 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)) if self.use_scale else None
+        if on_one_cpu():
+            normal: Array = _scaled_here(False, self.epsilon, x, jnp.ones(x.shape[-1]) if scale is None else scale)
+            return normal.astype(self.dtype)
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
-        if self.use_scale:
-            x = scaled(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)))
-        return x.astype(self.dtype)
+        return (x if scale is None else x * scale).astype(self.dtype)
 
 
 class ScaleNorm(nn.Module):
@@ -96,10 +139,11 @@ class ScaleNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         g = self.param("scale", nn.initializers.ones, ())
-        x = x.astype(jnp.float32)
-        # Bounded under the root, so that a zero vector has a finite gradient.
-        x = x * jax.lax.rsqrt(jnp.maximum((x * x).mean(-1, keepdims=True), self.epsilon**2))
-        return (g * x).astype(self.dtype)
+
+        def over_length(x: Array) -> Array:  # bounded under the root, so that a zero vector has a finite gradient
+            return x * jax.lax.rsqrt(jnp.maximum((x * x).mean(-1, keepdims=True), self.epsilon**2))
+
+        return again(lambda x, g: (g * by_token(over_length, x.astype(jnp.float32))).astype(self.dtype))(x, g)
 
 
 def unit(x: Float[Array, "..."], axis: int = -1, least: float = 1e-24) -> Float[Array, "..."]:

@@ -18,7 +18,7 @@ from flashjax.models.stack import Context, Mode, length_name
 from flashjax.ops import gated_attention as ops
 from flashjax.ops.cache import write
 from flashjax.ops.dense import dot_general, scaled
-from flashjax.ops.gate import gated, silu
+from flashjax.ops.gate import product_of, silu
 from flashjax.ops.pairs import HIDDEN
 
 
@@ -82,7 +82,7 @@ class GatedAttention(nn.Module):
         show_logits(self, heads[0][:, :, None], heads[1][:, :, None], cfg.head_dim**-0.5)
         attend = self.mixed_chunk if cfg.kind == "flash" else self.quadratic
         AV, state = attend(heads, V, bias, state, context)
-        return dense(cfg.width, name="out")(gated(jax.nn.silu, gate, AV)), state
+        return dense(cfg.width, name="out", dot_general=product_of(jax.nn.silu, gate))(AV), state
 
     def turn(self, x: Float[Array, "B N s"], turn: Turn | None) -> Float[Array, "B N s"]:
         return x if turn is None else turned(x[:, :, None], turn, self.config.rotary_interleaved)[:, :, 0]

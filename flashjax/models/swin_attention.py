@@ -7,7 +7,6 @@ channels of a head.
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
@@ -20,7 +19,7 @@ from flashjax.models.swin_config import SwinConfig
 from flashjax.ops import branch_kernels, window_kernel
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
-from flashjax.ops.dense import dot_general
+from flashjax.ops.dense import dot_general, softmax
 from flashjax.ops.loop import keep
 
 
@@ -58,7 +57,7 @@ class WindowAttention(nn.Module):
         logits = logits + self.bias_table()[index].transpose(2, 0, 1)
         if mask is not None:
             logits = logits + mask[:, None]
-        weights = jax.nn.softmax(logits, axis=-1).astype(cfg.dtype)
+        weights = softmax(logits).astype(cfg.dtype)
         weights = nn.Dropout(cfg.attn_drop_rate, deterministic=not train)(weights)
         x = jnp.einsum("BLhnm,BLmhd->BLnhd", weights, v).reshape(B, L, N, C)
         x = keep(dense(cfg, C, "proj")(x))

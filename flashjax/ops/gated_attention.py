@@ -18,8 +18,10 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Int
 
+from flashjax.ops.again import again
 from flashjax.ops.blocks import from_blocks, neighbours, to_blocks
 from flashjax.ops.cache import newest, write
+from flashjax.ops.dense import copies, product
 from flashjax.ops.pairs import HIDDEN
 
 Heads = Float[Array, "B N s"]
@@ -106,8 +108,8 @@ def quadratic(
 
     def rows(first: int, last: int, q, k, v, b, n, segment_ids) -> Values:
         keys = k.shape[1]
-        qk = jnp.einsum("bis,bjs->bij", q, k, preferred_element_type=jnp.float32)
-        a = weigh(qk, 0.0 if b is None else toeplitz(b, keys), _column(n))
+        qk = product("bis,bjs->bij", q, k, dtype=jnp.float32)
+        a = weigh(qk, 0.0 if b is None else copies(toeplitz(b, keys), q.shape[0]), _column(n))
         seen = None
         if causal:
             seen = jnp.arange(keys) <= jnp.arange(first, last)[:, None]
@@ -118,7 +120,7 @@ def quadratic(
             a = jax.nn.softmax(a if seen is None else jnp.where(seen, a, HIDDEN), axis=-1)
         elif seen is not None:
             a = jnp.where(seen, a, 0)
-        return jnp.einsum("bij,bje->bie", a.astype(v.dtype), v)
+        return product("bij,bje->bie", a.astype(v.dtype), v)
 
     out = []
     for first in range(0, N, block):
@@ -126,7 +128,7 @@ def quadratic(
         keys = last if causal else N
         part = functools.partial(rows, first, last)
         if block < N:
-            part = jax.checkpoint(part)
+            part = again(part, elsewhere=jax.checkpoint(part))
         b_part = None if b is None else b[N - last : N - last + (last - first) + keys - 1]
         n_part = jnp.asarray(n)[:, first:last] if jnp.ndim(n) else n
         out.append(part(q[:, first:last], k[:, :keys], v[:, :keys], b_part, n_part, segment_ids))
@@ -169,19 +171,23 @@ def mixed_chunk(
     N, C = v.shape[1], chunk
     c = min(C, N)  # a row shorter than a chunk is not padded to one
 
-    q_lin = q_lin / (C if causal else _column(n))
+    q_lin = q_lin if causal else q_lin / _column(n)
     Q_quad, K_quad, Q_lin, K_lin, V = (to_blocks(x, c, 1) for x in (q_quad, k_quad, q_lin, k_lin, v))
-    qk = jnp.einsum("bgis,bgjs->bgij", Q_quad, K_quad, preferred_element_type=jnp.float32)
-    A = weigh(qk, toeplitz(b[C - c : C - 1 + c], c), C)
-    A = jnp.where(jnp.tri(c, dtype=bool), A, 0) if causal else A
-    out = jnp.einsum("bgij,bgje->bgie", A.astype(v.dtype), V)
+
+    def weighed(qk: Array, bias: Array, V: Array) -> Array:
+        A = weigh(qk, bias, C)
+        A = jnp.where(jnp.tri(c, dtype=bool), A, 0) if causal else A
+        return product("bgij,bgje->bgie", A.astype(v.dtype), V)
+
+    qk = product("bgis,bgjs->bgij", Q_quad, K_quad, dtype=jnp.float32)
+    out = again(weighed)(qk, copies(toeplitz(b[C - c : C - 1 + c], c), *qk.shape[:2]), V)
     if causal and V.shape[1] > 1:
         # Of the last chunk, too, whose sum nobody reads: to leave it out would copy the values of all others.
-        KV = jnp.einsum("bgjs,bgje->bgse", K_lin, V, preferred_element_type=jnp.float32)
-        out = out + jnp.einsum("bgis,bgse->bgie", Q_lin, sums_before(_gathered(KV)).astype(v.dtype))
+        KV = product("bgjs,bgje->bgse", K_lin, V, dtype=jnp.float32)
+        out = out + product("bgis,bgse->bgie", Q_lin, sums_before(_gathered(KV), 1 / C).astype(v.dtype))
     if not causal:
-        S = jnp.einsum("bns,bne->bse", k_lin, v, preferred_element_type=jnp.float32).astype(v.dtype)
-        out = out + jnp.einsum("bgis,bse->bgie", Q_lin, S)
+        S = product("bns,bne->bse", k_lin, v, dtype=jnp.float32).astype(v.dtype)
+        out = out + product("bgis,bse->bgie", Q_lin, S)
     return from_blocks(out, N, 1)
 
 
@@ -225,15 +231,17 @@ def mixed_chunk_packed(
     i, j = (p[..., None], near(p)[..., None, :])
     same = ids[..., None] == near(ids)[..., None, :]
     distances = jnp.pad(b, (C * back, C * ahead))  # further than a chunk: masked
-    A = weigh(
-        jnp.einsum("bgis,bgjs->bgij", Q_quad, near(K_quad), preferred_element_type=jnp.float32),
-        toeplitz(distances, (back + 1 + ahead) * C),
-        C,
-    )
+
+    def weighed(qk: Array, linear: Array, bias: Array, V: Array, local: Array, further: Array) -> Array:
+        A = jnp.where(local, weigh(qk, bias, C), 0) + jnp.where(further, linear, 0)
+        return product("bgij,bgje->bgie", A.astype(v.dtype), V)
+
+    qk = product("bgis,bgjs->bgij", Q_quad, near(K_quad), dtype=jnp.float32)
+    linear = product("bgis,bgjs->bgij", Q_lin, near(K_lin), dtype=jnp.float32)
+    bias = copies(toeplitz(distances, (back + 1 + ahead) * C), *qk.shape[:2])
     local = same & (i // C == j // C) & (j <= i if causal else True)
-    linear = jnp.einsum("bgis,bgjs->bgij", Q_lin, near(K_lin), preferred_element_type=jnp.float32)
-    A = jnp.where(local, A, 0) + jnp.where(same & (j // C < i // C) if causal else same, linear, 0)
-    out = jnp.einsum("bgij,bgje->bgie", A.astype(v.dtype), near(V))
+    further = same & (j // C < i // C) if causal else same
+    out = again(weighed)(qk, linear, bias, near(V), local, further)
     out = out + _far(Q_lin, K_lin, V, ids, ids[:, :, -1], back + 1)
     if not causal:
         flipped = [x[:, ::-1] for x in (Q_lin, K_lin, V, ids, ids[:, :, 0])]
@@ -241,8 +249,8 @@ def mixed_chunk_packed(
     return from_blocks(out, N, 1)
 
 
-def sums_before(x: Float[Array, "B G s e"], run: int = 32) -> Float[Array, "B G s e"]:
-    """The sum of all chunks before each one; time and memory of G (run + 1) s e.
+def sums_before(x: Float[Array, "B G s e"], scale: float = 1.0, run: int = 32) -> Float[Array, "B G s e"]:
+    """The sum of all chunks before each one, times `scale`; time and memory of G (run + 1) s e.
 
     A product with a triangle within runs of chunks, and again over the runs' sums. A cumulative sum is a window over
     all of G to XLA for CPUs (32 chunks: ten times the time).
@@ -250,11 +258,11 @@ def sums_before(x: Float[Array, "B G s e"], run: int = 32) -> Float[Array, "B G 
     B, G, s, e = x.shape
     c = min(run, G)
     runs = jnp.pad(x, ((0, 0), (0, -G % c), (0, 0), (0, 0))).reshape(-1, c, s, e)
-    earlier = jnp.broadcast_to(jnp.tri(c, k=-1, dtype=x.dtype), (runs.shape[0], c, c))
-    before = jnp.einsum("rgh,rhse->rgse", earlier, runs, precision="highest")
+    earlier = jnp.broadcast_to(scale * jnp.tri(c, k=-1, dtype=x.dtype), (runs.shape[0], c, c))
+    before = product("rgh,rhse->rgse", earlier, runs, precision="highest")
     if c < G:
-        whole = (before[:, -1] + runs[:, -1]).reshape(B, -1, s, e)
-        before = before.reshape(B, -1, c, s, e) + sums_before(whole, run)[:, :, None]
+        whole = (before[:, -1] + scale * runs[:, -1]).reshape(B, -1, s, e)
+        before = before.reshape(B, -1, c, s, e) + sums_before(whole, 1.0, run)[:, :, None]
     return before.reshape(B, -1, s, e)[:, :G]
 
 
@@ -279,7 +287,7 @@ def _far(
     if V.shape[1] <= gap:
         return jnp.zeros_like(V)
     K = jnp.where((ids == edge[..., None])[..., None], K, 0)
-    L = jnp.einsum("bgjs,bgje->bgse", K[:, :-gap], V[:, :-gap], preferred_element_type=jnp.float32)
+    L = product("bgjs,bgje->bgse", K[:, :-gap], V[:, :-gap], dtype=jnp.float32)
     L = _gathered(L)
     goes_on = jnp.pad(edge[:, 1:-gap] == edge[:, : -gap - 1], ((0, 0), (1, 0)))
 
@@ -290,7 +298,7 @@ def _far(
     _, S = jax.lax.associative_scan(add, (goes_on, L), axis=1)
     sees = ids[:, gap:] == edge[:, :-gap, None]
     Q = jnp.where(sees[..., None], Q[:, gap:], 0)
-    return jnp.pad(jnp.einsum("bgis,bgse->bgie", Q, S.astype(V.dtype)), ((0, 0), (gap, 0), (0, 0), (0, 0)))
+    return jnp.pad(product("bgis,bgse->bgie", Q, S.astype(V.dtype)), ((0, 0), (gap, 0), (0, 0), (0, 0)))
 
 
 class ChunkState(NamedTuple):

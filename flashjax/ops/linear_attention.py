@@ -25,6 +25,7 @@ import numpy as np
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Bool, Float, Int
 
+from flashjax.ops.again import again
 from flashjax.ops.blocks import from_blocks, to_blocks
 from flashjax.ops.platform import chosen, traced_for
 
@@ -96,7 +97,7 @@ def causal(
         through = jnp.exp(b[..., -1:])  # [(Z, B,) H, 1]
     else:
         weights = _weights_by_tables if traced_for() == "tpu" else _vector_weights
-        A, b = jax.checkpoint(weights)(q, k, chunked(g, L))
+        A, b = again(weights, elsewhere=jax.checkpoint(weights))(q, k, chunked(g, L))
         q_in, k_out = q * jnp.exp(b), k * jnp.exp(b[..., -1:, :] - b)
         through = jnp.exp(b[..., -1, :])  # [Z, B, H, D]
     A = jnp.where(pairs(ids, L), A, 0)

@@ -11,6 +11,7 @@ import jax
 Choices = dict[str, set[str]]
 """By setting, what `auto` has been."""
 _choices: ContextVar[Choices | None] = ContextVar("choices", default=None)
+_as_elsewhere: ContextVar[bool] = ContextVar("as_elsewhere", default=False)
 
 
 def traced_for() -> str:
@@ -24,7 +25,18 @@ def traced_for() -> str:
 def on_one_cpu() -> bool:
     """Whether what is traced is for a single CPU device, on which nothing is split."""
     mesh = jax.sharding.get_abstract_mesh()
-    return traced_for() == "cpu" and (mesh.empty or mesh.size == 1)
+    return traced_for() == "cpu" and (mesh.empty or mesh.size == 1) and not _as_elsewhere.get()
+
+
+@contextlib.contextmanager
+def as_elsewhere() -> Iterator[None]:
+    """What the block traces is written as for other devices than one CPU: slower on that, but with derivatives in
+    forward mode (`jax.jvp`), except of blocked attention and kernels."""
+    token = _as_elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _as_elsewhere.reset(token)
 
 
 @functools.cache

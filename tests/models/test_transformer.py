@@ -13,6 +13,7 @@ from flashjax.layers import attention
 from flashjax.layers.positions import RopeParameters
 from flashjax.models.stack import stack, unstack
 from flashjax.models.transformer import Transformer, TransformerConfig
+from flashjax.ops.platform import as_elsewhere
 from flashjax.planning.tracing import flops_by_pass
 
 PARAMETERS = {
@@ -196,7 +197,8 @@ def test_scanned_and_recomputed_layers_are_the_same_function(remat):
 def test_dots_computes_neither_products_with_weights_nor_blocked_attention_again(remat):
     made = model(**MODERN, scan_layers=True, remat=remat)
     tokens = jnp.zeros((1, 256), jnp.int32)  # so many are computed by blocks
-    step = jax.make_jaxpr(jax.grad(lambda v: jnp.sum(made.apply(v, tokens))))(_shapes(made))
+    with as_elsewhere():  # one CPU makes again, besides, the sums of its norms
+        step = jax.make_jaxpr(jax.grad(lambda v: jnp.sum(made.apply(v, tokens))))(_shapes(made))
     flops = flops_by_pass(step)
     assert flops["forward"] > 0
     assert (flops["recomputed"] > 0.5 * flops["forward"]) if remat == "full" else flops["recomputed"] == 0
