@@ -47,7 +47,7 @@ def flops_by_primitive(
     thus: scan times its length; cond as its most expensive branch; a `while` that counts up (what `fori_loop` with
     traced bounds becomes) times its turns where its bounds depend on no argument, any other times `while_iterations`;
     shard_map times the devices that it runs on; a Pallas kernel times its grid; jit, remat and custom derivatives once.
-    What nobody reads is not counted, nor factorisations, FFTs, sorts and whatever foreign calls hide.
+    What nothing in its own jaxpr reads is not counted, nor factorisations, FFTs, sorts and whatever foreign calls hide.
     """
     closed = jax.make_jaxpr(fn)(*args)
     counts = flops_by(closed, lambda equation, stack: equation.primitive.name, elementwise, while_iterations)

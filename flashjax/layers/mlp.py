@@ -85,10 +85,9 @@ class FeedForward(nn.Module):
             options: dict[str, Any] = {"use_bias": self.use_bias, "dtype": self.dtype, "dot_general": product}
             return nn.Dense(width, kernel_init=init, name=name, **options)
 
-        def hidden(name: str) -> Array:
-            y = dense(self.hidden, name, self.kernel_init)(x)
-            return with_logical_constraint(y, ("batch", "length" if x.shape[1] > 1 else None, "mlp"))
-
-        product = product_of(activate, hidden("gate") if has_gate else None)
-        x_out = dense(x.shape[-1], "down", self.out_init, product)(hidden("up"))
+        names = ("batch", "length" if x.shape[1] > 1 else None, "mlp")
+        hidden = dense(self.hidden, "up", self.kernel_init)(x)
+        gate = dense(self.hidden, "gate", self.kernel_init)(x) if has_gate else None
+        product = product_of(activate, gate, lambda y: with_logical_constraint(y, names))
+        x_out = dense(x.shape[-1], "down", self.out_init, product)(hidden)
         return nn.Dropout(self.dropout_rate, deterministic=not train)(x_out)

@@ -88,14 +88,15 @@ def _over_deviation(centred: bool, epsilon: float, x: Array) -> tuple[Array, Arr
 
 
 def _scaled_forward(centred: bool, epsilon: float, x: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _scaled_here(centred, epsilon, x, scale), (x, scale)
+    return _over_deviation(centred, epsilon, x)[0] * scale, (x, scale)
 
 
 def _scaled_backward(centred: bool, epsilon: float, given: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     (x, scale), C = given, gradient.shape[-1]
     shape, dtype = x.shape, x.dtype
     gradient = gradient.reshape(-1, C)
-    normal, deviation = _over_deviation(centred, epsilon, after(x.reshape(-1, C), gradient))
+    with jax.named_scope("rematted_computation"):
+        normal, deviation = _over_deviation(centred, epsilon, after(x.reshape(-1, C), gradient))
     along = gradient * normal
     through = gradient * scale - normal * (along @ scale / C)[:, None]
     through = through - (gradient @ scale / C)[:, None] if centred else through

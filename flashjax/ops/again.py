@@ -22,8 +22,9 @@ def again(function: Callable[..., Any], elsewhere: Callable[..., Any] | None = N
     combined with elementwise, as the sum is then no pass of its own. A step's memory is new to it each time, and to
     come by 4 kB takes a CPU 2 microseconds; so to keep less is faster as well.
 
-    On one CPU what uses it has no derivative in forward mode (`jax.jvp`) except inside of
-    `flashjax.ops.platform.as_elsewhere`; of a gradient it has one.
+    What is differentiated or mapped has to be among the arguments, not closed over. On one CPU what uses it has no
+    derivative in forward mode (`jax.jvp`) except inside of `flashjax.ops.platform.as_elsewhere`; its gradient has one
+    where nothing of this kind is within `function`, as FLASH's products are.
     """
 
     @functools.wraps(function)
@@ -44,7 +45,9 @@ def _forward(function: Callable[..., Any], *given: Any) -> tuple[Any, tuple[Any,
 
 def _backward(function: Callable[..., Any], given: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
     first, *others = given
-    return jax.vjp(function, after(first, jax.tree.leaves(gradient)[0]), *others)[1](gradient)
+    ready = after(first, jax.tree.leaves(gradient)[0])
+    made = jax.checkpoint(function, prevent_cse=False)  # so that it counts as made again
+    return jax.vjp(made, ready, *others)[1](gradient)
 
 
 _waiting.defvjp(_forward, _backward)

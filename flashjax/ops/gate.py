@@ -14,16 +14,18 @@ silu = again(jax.nn.silu, jax.checkpoint(jax.nn.silu))
 
 
 def product_of(
-    activate: Callable[[Array], Array], gate: Float[Array, "*b C"] | None = None
+    activate: Callable[[Array], Array],
+    gate: Float[Array, "*b C"] | None = None,
+    constrain: Callable[[Array], Array] = lambda x: x,
 ) -> Callable[..., Float[Array, "*b V"]]:
     """For `nn.Dense(dot_general=...)` of x [*b, C]: activate(x) W, or with a `gate` (activate(gate) * x) W.
 
-    The backward pass keeps x, the gate and W; on one CPU nothing else.
+    `constrain` is called on what is multiplied. The backward pass keeps x, the gate and W; on one CPU nothing else.
     """
 
     def dot(x: Array, kernel: Array, *arguments: Any, **options: Any) -> Array:
         def product(x: Array, kernel: Array) -> Array:
-            return dot_general(x, kernel, *arguments, **options)
+            return dot_general(constrain(x), kernel, *arguments, **options)
 
         if gate is None:
             return again(lambda x, kernel: product(activate(x), kernel))(x, kernel)

@@ -25,13 +25,14 @@ def traced_for() -> str:
 def on_one_cpu() -> bool:
     """Whether what is traced is for a single CPU device, on which nothing is split."""
     mesh = jax.sharding.get_abstract_mesh()
-    return traced_for() == "cpu" and (mesh.empty or mesh.size == 1) and not _as_elsewhere.get()
+    alone = mesh.empty or (mesh.size == 1 and not mesh.manual_axes)
+    return traced_for() == "cpu" and alone and not _as_elsewhere.get()
 
 
 @contextlib.contextmanager
 def as_elsewhere() -> Iterator[None]:
     """What the block traces is written as for other devices than one CPU: slower on that, but with derivatives in
-    forward mode (`jax.jvp`), except of blocked attention and kernels."""
+    forward mode (`jax.jvp`), except of blocked attention and kernels. Not what a `jax.jit` has traced before it."""
     token = _as_elsewhere.set(True)
     try:
         yield

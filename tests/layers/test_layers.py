@@ -12,6 +12,7 @@ from flashjax.layers.mlp import ACTIVATIONS, FeedForward, Mlp
 from flashjax.layers.norm import NORMS, GroupNorm, LayerNorm, RMSNorm, unit
 from flashjax.layers.residual import Residual
 from flashjax.layers.short_conv import ShortConv
+from flashjax.ops.platform import as_elsewhere
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -61,6 +62,22 @@ def test_layer_norm_gradients_are_those_of_its_definition():
     got = jax.grad(lambda *args: (layer(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     want = jax.grad(lambda *args: (reference(*args) * weight).sum(), (0, 1, 2))(x, scale, bias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 64), (1, 5, 64)])
+@pytest.mark.parametrize("name", ["layernorm", "rmsnorm", "scalenorm", "groupnorm"])
+def test_gradients_of_norms_are_those_of_other_devices(name, shape):
+    x, weight = jnp.asarray(np.random.default_rng(0).normal(1, 2, (2, *shape)), jnp.float32)
+    norm = NORMS[name](epsilon=1e-3)
+    variables = jax.tree.map(lambda p: p + 0.3, norm.init(jax.random.key(0), x))
+
+    def slopes(variables, x):
+        return jax.value_and_grad(lambda v, x: (norm.apply(v, x) * weight).sum(), (0, 1))(variables, x)
+
+    found = jax.jit(slopes)(variables, x)
+    with as_elsewhere():
+        expected = slopes(variables, x)
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_unit_vectors():

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flashjax.layers.norm import LayerNorm
 from flashjax.ops.again import again
+from flashjax.ops.dense import product, softmax
 from flashjax.ops.platform import as_elsewhere
 
 
@@ -27,7 +29,7 @@ def test_gradients_are_those_of_the_function():
 
 
 def test_no_gradient_makes_another_of_the_argument():
-    """Whatever bits it has, the zero is one: the argument is as it was, also beside a gradient that is no number."""
+    """Whatever bits a gradient has, what is added is a zero."""
     x = jnp.asarray([[-1.5, 0.0, 2.5]])
     for first in (jnp.nan, jnp.inf, -jnp.inf, -0.0, -1e-45, 3.0):
         gradient = jnp.asarray([[first, 1.0, 1.0]])
@@ -54,6 +56,7 @@ def test_memory_of_a_step():
     assert ours < 0.6 * plain
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere it is the function itself")
 def test_forward_mode_as_elsewhere():
     x = jnp.arange(3.0)
     with pytest.raises(TypeError, match="custom_vjp"):
@@ -63,3 +66,18 @@ def test_forward_mode_as_elsewhere():
     np.testing.assert_allclose(found, x * jnp.cos(x))
     hessian = jax.jvp(jax.grad(lambda x: again(jnp.sin)(x).sum()), (x,), (jnp.ones(3),))[1]  # of a gradient it has one
     np.testing.assert_allclose(hessian, -jnp.sin(x), rtol=1e-6, atol=1e-7)
+
+
+def test_products_with_a_hessian():
+    """Forward mode over a gradient, through a norm, a product and a softmax; of a whole model as elsewhere."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+    norm = LayerNorm()
+    variables = norm.init(jax.random.key(0), x)
+
+    def slope(x):
+        return jax.grad(lambda x: softmax(product("bis,bjs->bij", norm.apply(variables, x), x)).std())(x)
+
+    found = jax.jvp(slope, (x,), (jnp.cos(x),))[1]
+    with as_elsewhere():
+        expected = jax.jvp(slope, (x,), (jnp.cos(x),))[1]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
