@@ -95,7 +95,7 @@ def _scaled_backward(centred: bool, epsilon: float, given: tuple[Array, Array], 
     (x, scale), C = given, gradient.shape[-1]
     shape, dtype = x.shape, x.dtype
     gradient = gradient.reshape(-1, C)
-    with jax.named_scope("rematted_computation"):
+    with jax.named_scope("rematted_computation"):  # JAX's name for it: so it counts as made again
         normal, deviation = _over_deviation(centred, epsilon, after(x.reshape(-1, C), gradient))
     along = gradient * normal
     through = gradient * scale - normal * (along @ scale / C)[:, None]
