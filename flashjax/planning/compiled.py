@@ -25,6 +25,9 @@ from flashjax.analysis import hlo, kernels
 from flashjax.analysis.topology import Topology, out_of_memory, quiet
 from flashjax.training.executables import compilers, jit_options
 
+EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort", "jax_optimization_level")
+"""JAX's own settings of how much a compiler does."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -162,5 +165,6 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology, in_it: Mapping[kern
         compilers(),
         os.environ.get("LIBTPU_INIT_ARGS") or None,  # empty is as good as absent
         os.environ.get("XLA_FLAGS") or None,
+        [getattr(jax.config, setting) for setting in EFFORTS],
     ]
     return hashlib.sha256(f"{places}\n{names}\n{text}".encode()).hexdigest()[:32]

@@ -56,6 +56,25 @@ def test_another_option_of_the_compiler_makes_another_program():
     assert compiled.compile_for(step(), HERE).kept
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("jax_exec_time_optimization_effort", -1.0),
+        ("jax_memory_fitting_effort", -1.0),
+        ("jax_optimization_level", "O1"),
+    ],
+)
+def test_another_effort_of_the_compiler_makes_another_program(setting, value):
+    compiled.compile_for(lowered(), HERE)
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, value)
+    try:
+        assert not compiled.compile_for(lowered(), HERE).kept
+    finally:
+        jax.config.update(setting, before)
+    assert compiled.compile_for(lowered(), HERE).kept
+
+
 class Refusing:
     """What a compiler without room says."""
 
