@@ -9,7 +9,7 @@ map; h heads; d = C/h channels of a head; K classes.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax.linen.spmd import with_logical_constraint
 from jaxtyping import Array, Float, Num
 
-from flashjax.layers.drop_path import DropPath
+from flashjax.layers.drop_path import drop_path
 from flashjax.layers.initializers import KERNELS, NORMAL, torch_uniform
 from flashjax.layers.mlp import Mlp
 from flashjax.layers.norm import LayerNorm, NormWeights
@@ -89,13 +89,12 @@ class SwinBlock(nn.Module):
     config: SwinConfig
     stage: int
     shifted: bool
-    drop_path: float
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False, drawn: Sequence[Float[Array, "B 1 1 1"]] | None = None
+        self, x: Float[Array, "B H W C"], train: bool = False, factors: Float[Array, "2 B"] | None = None
     ) -> Float[Array, "B H W C"]:
-        """`drawn`: what stochastic depth multiplies the two branches by, where it is not to be drawn here."""
+        """`factors`: what stochastic depth multiplies the two branches by; None: nothing."""
         cfg, C = self.config, x.shape[-1]
         hidden = int(cfg.mlp_ratio * C)
         fused = _fused(self, C, hidden)
@@ -103,29 +102,26 @@ class SwinBlock(nn.Module):
         norm = functools.partial(
             LayerNorm, dtype=cfg.dtype, scale_init=nn.initializers.ones if cfg.version == 1 else nn.initializers.zeros
         )
-        drop_path, factors = DropPath(self.drop_path), iter(drawn or ())
 
-        def kept(branch: Array) -> Array:
-            return drop_path(branch, train) if drawn is None else branch * next(factors)
+        def kept(i: int, branch: Array) -> Array:
+            return branch if factors is None else branch * factors[i][:, None, None, None]
 
-        def factor() -> Float[Array, "B"]:
-            if drawn is not None:
-                return next(factors).reshape(-1)
-            return drop_path.factor(len(x), 1, x.dtype) if train else jnp.ones(len(x), x.dtype)
+        def factor(i: int) -> Float[Array, "B"]:
+            return jnp.ones(len(x), x.dtype) if factors is None else factors[i]
 
         if fused and self.attention == "kernel" and not any(side % self.cut(x)[0] for side in x.shape[1:3]):
-            x = self.attend(x, train, Branch(NormWeights(name="norm1")(C), factor()))
+            x = self.attend(x, train, Branch(NormWeights(name="norm1")(C), factor(0)))
         elif cfg.version == 1:
-            x = x + kept(self.attend(norm(name="norm1")(x), train))
+            x = x + kept(0, self.attend(norm(name="norm1")(x), train))
         else:
-            x = x + kept(norm(name="norm1")(self.attend(x, train)))
+            x = x + kept(0, norm(name="norm1")(self.attend(x, train)))
         if fused:
             weights = (*NormWeights(name="norm2")(C), *MlpWeights(cfg, hidden, name="mlp")(C))
-            x = keep(branch_kernels.mlp_branch(x, factor(), branch_kernels.MlpWeights(*weights)))
+            x = keep(branch_kernels.mlp_branch(x, factor(1), branch_kernels.MlpWeights(*weights)))
         else:
             norm2 = norm(name="norm2")
             mlp = Mlp(hidden, cfg.drop_rate, cfg.dtype, KERNELS[cfg.initializer], name="mlp")
-            x = x + kept(mlp(norm2(x), train) if cfg.version == 1 else norm2(mlp(x, train)))
+            x = x + kept(1, mlp(norm2(x), train) if cfg.version == 1 else norm2(mlp(x, train)))
         return with_logical_constraint(x, ("batch", "height", "width", "embed"))
 
     @property
@@ -211,51 +207,39 @@ class SwinStage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False
+        self, x: Float[Array, "B H W C"], train: bool = False, factors: Sequence[Array | None] | None = None
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B h w two_C"]]:
-        """The features of this stage and what enters the next (after the last stage, the features themselves)."""
+        """The features of this stage and what enters the next (after the last stage, the features themselves).
+
+        `factors`: of each block what stochastic depth multiplies its branches by (`SwinBlock`).
+        """
         cfg = self.config
-        first = sum(cfg.depths[: self.stage])
-        rates = cfg.drop_path_rates()[first : first + cfg.depths[self.stage]]
+        factors = factors or [None] * cfg.depths[self.stage]
         if cfg.loops(self.stage, train) and not self.is_initializing() and not is_watched(self):
-            x = self.loop(x, rates, train)
+            x = self.loop(x, factors, train)
         else:
             block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
-            for j, rate in enumerate(rates):
-                x = block(cfg, self.stage, shifted=j % 2 == 1, drop_path=rate, name=f"block_{j}")(x, train)
+            for j, own in enumerate(factors):
+                x = block(cfg, self.stage, shifted=j % 2 == 1, name=f"block_{j}")(x, train, own)
         if self.stage == len(cfg.depths) - 1:
             return x, x
         return x, PatchMerging(cfg, name="downsample")(x)
 
-    def loop(self, x: Float[Array, "B H W C"], rates: Sequence[float], train: bool) -> Float[Array, "B H W C"]:
-        """The blocks, a pair in each turn, with the draws that they would make themselves."""
+    def loop(self, x: Float[Array, "B H W C"], factors: Sequence[Array | None], train: bool) -> Float[Array, "B H W C"]:
+        """The blocks, a pair in each turn."""
         cfg, params = self.config, self.variables["params"]
-        blocks = [
-            (
-                params[f"block_{j}"],
-                BranchFactors(rate, name=f"block_{j}")(x.shape[0], cfg.dtype) if train else None,
-            )
-            for j, rate in enumerate(rates)
-        ]
+        if any(own is not None for own in factors):  # stacked, so that a block that drops nothing has its ones
+            ones = jnp.ones((2, len(x)), cfg.dtype)
+            factors = [ones if own is None else own for own in factors]
+        blocks = [(params[f"block_{j}"], own) for j, own in enumerate(factors)]
 
-        def pair(x: Array, own: tuple[Any, ...]) -> Array:
-            for shifted, (params, drawn) in zip((False, True), own, strict=True):
-                block = SwinBlock(cfg, self.stage, shifted=shifted, drop_path=0.0, parent=None)
-                x = block.apply({"params": params}, x, train, drawn)  # type: ignore[assignment]
+        def pair(x: Array, both: tuple[Any, ...]) -> Array:
+            for shifted, (params, own) in zip((False, True), both, strict=True):
+                block = SwinBlock(cfg, self.stage, shifted=shifted, parent=None)
+                x = block.apply({"params": params}, x, train, own)  # type: ignore[assignment]
             return x
 
         return in_turns(pair, x, blocks, each=2, names=() if cfg.remat else (KEPT,))
-
-
-class BranchFactors(nn.Module):
-    """What stochastic depth multiplies the two branches of the block of the same name by."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, rows: int, dtype: Any) -> tuple[Float[Array, "B 1 1 1"], Float[Array, "B 1 1 1"]]:
-        drop_path = DropPath(self.rate)
-        return drop_path.factor(rows, 4, dtype), drop_path.factor(rows, 4, dtype)
 
 
 class SwinTransformer(nn.Module):
@@ -312,11 +296,19 @@ class SwinTransformer(nn.Module):
             x = x + self._positions(x.shape[1], x.shape[2]).astype(x.dtype)
         x = self.pos_drop(x, deterministic=not train)
         x = with_logical_constraint(x, ("batch", "height", "width", "embed"))
-        pyramid = []
-        for stage in self.stage:
-            features, x = stage(x, train)
+        pyramid, factors = [], self._factors(len(images), train)
+        for stage, depth in zip(self.stage, cfg.depths, strict=True):
+            features, x = stage(x, train, [next(factors) for _ in range(depth)])
             pyramid.append(features)
         return pyramid
+
+    def _factors(self, rows: int, train: bool) -> Iterator[Float[Array, "2 B"] | None]:
+        """Of each block, first to last, what stochastic depth multiplies its branches by; None where it drops none."""
+        rates = self.config.drop_path_rates()
+        if not train or not any(rates):
+            return iter([None] * len(rates))
+        drawn = drop_path(self.make_rng("drop_path"), np.repeat(rates, 2).tolist(), rows, self.config.dtype)
+        return (drawn[2 * j : 2 * j + 2] if rate else None for j, rate in enumerate(rates))
 
     def _positions(self, H: int, W: int) -> Float[Array, "H W C"]:
         positions = self.absolute_pos_embed.reshape(*self.config.stage_size(0), -1)

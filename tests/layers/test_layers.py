@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flashjax.layers.drop_path import DropPath
+from flashjax.layers.drop_path import drop_path
 from flashjax.layers.initializers import NORMAL, torch_uniform
 from flashjax.layers.mlp import ACTIVATIONS, FeedForward, Mlp
 from flashjax.layers.norm import NORMS, GroupNorm, LayerNorm, RMSNorm, unit
@@ -15,18 +15,14 @@ from flashjax.layers.short_conv import ShortConv
 from flashjax.ops.platform import as_elsewhere
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    x = jnp.ones((4000, 2, 3))
-    out = np.asarray(DropPath(0.3).apply({}, x, train=True, rngs={"drop_path": jax.random.key(0)}))
-    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.7], rtol=1e-6)
-    assert (out == out[:, :1, :1]).all()
-    assert abs(out.mean() - 1) < 0.04  # four standard errors
-
-
-@pytest.mark.parametrize(("rate", "train"), [(0.3, False), (0.0, True)])
-def test_drop_path_needs_no_randomness_where_it_does_nothing(rate, train):
-    x = jnp.ones((2, 3))
-    assert DropPath(rate).apply({}, x, train=train) is x
+def test_drop_path_drops_samples_of_each_branch_by_itself_and_keeps_the_mean():
+    rates = (0.0, 0.3, 0.3, 0.6)
+    out = np.asarray(drop_path(jax.random.key(0), rates, 4000, jnp.float32))
+    for rate, of_branch in zip(rates, out, strict=True):
+        np.testing.assert_allclose(np.unique(of_branch), [0, 1 / (1 - rate)] if rate else [1], rtol=1e-6)
+        assert abs(of_branch.mean() - 1) < 4 * (rate / (1 - rate) / 4000) ** 0.5 + 1e-6  # four standard errors
+    both = ((out[1] > 0) & (out[2] > 0)).mean()
+    assert abs(both - 0.7**2) < 4 * (0.49 * 0.51 / 4000) ** 0.5
 
 
 def test_layer_norm_keeps_digits_where_the_mean_is_large():

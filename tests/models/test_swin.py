@@ -230,6 +230,34 @@ def test_training_draws_stochastic_depth_and_evaluation_does_not():
     np.testing.assert_array_equal(apply(model, variables, images), apply(model, variables, images))
 
 
+@pytest.mark.parametrize("depths", [(2, 2), (2, 6)])
+def test_stochastic_depth_of_all_blocks_is_one_draw(depths):
+    """Each draw begins with a key that a TPU makes by a hundred operations on single numbers."""
+    model, images = small(drop_path_rate=0.5, depths=depths), noise(2, 32, 32, 3)
+    variables = jax.eval_shape(lambda: parameters(model))
+
+    def train(variables, key):
+        return model.apply(variables, images, train=True, rngs={"drop_path": key})
+
+    assert str(jax.make_jaxpr(train)(variables, jax.random.key(0))).count("random_bits[") == 1
+
+
+def test_a_sample_whose_branches_are_all_dropped_keeps_its_patches():
+    model, images = small(drop_path_rate=0.9, depths=(2,), num_heads=(2,)), noise(16, 32, 32, 3)
+    variables = parameters(model)
+    options = dict(train=True, rngs={"drop_path": jax.random.key(0)}, method="features")
+    first = apply(small(depths=(1,), num_heads=(2,)), _without(variables, "block_1"), images, method="features")[0]
+    last = apply(model, variables, images, **options)[0]
+    equal = [np.allclose(a, b, atol=1e-6) for a, b in zip(first, last, strict=True)]
+    assert any(equal) and not all(equal)  # both branches of the last block: 0.9 * 0.9 of the samples
+
+
+def _without(variables, name):
+    params = dict(variables["params"])
+    params["stage_0"] = {key: value for key, value in params["stage_0"].items() if key != name}
+    return {"params": params}
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_bfloat16_keeps_parameters_and_logits_in_float32(version):
     images = noise(2, 32, 32, 3)
@@ -401,7 +429,7 @@ def test_fsdp_gathers_the_kernels_of_pairs_and_exchanges_nothing():
     """Queries, keys and values end elsewhere in the columns of their kernel than the devices' shares of it."""
     mesh = make_mesh(MeshConfig(fsdp=8))
     config = SwinConfig(embed_dim=128, depths=(1,), num_heads=(4,), attention="paired", branches="apart")
-    block = SwinBlock(config, stage=0, shifted=False, drop_path=0.0)
+    block = SwinBlock(config, stage=0, shifted=False)
     x = jax.ShapeDtypeStruct((8, 14, 14, 128), jnp.float32)
     params = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
     of_params = shardings_for(params, FSDP_RULES, mesh)
