@@ -9,7 +9,7 @@ map; h heads; d = C/h channels of a head; K classes.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -207,19 +207,19 @@ class SwinStage(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B H W C"], train: bool = False, factors: Sequence[Array | None] | None = None
+        self, x: Float[Array, "B H W C"], train: bool = False, factors: Float[Array, "blocks 2 B"] | None = None
     ) -> tuple[Float[Array, "B H W C"], Float[Array, "B h w two_C"]]:
         """The features of this stage and what enters the next (after the last stage, the features themselves).
 
-        `factors`: of each block what stochastic depth multiplies its branches by (`SwinBlock`).
+        `factors`: of each block what stochastic depth multiplies its branches by; None: nothing.
         """
         cfg = self.config
-        factors = factors or [None] * cfg.depths[self.stage]
+        of_blocks = [None] * cfg.depths[self.stage] if factors is None else list(factors)
         if cfg.loops(self.stage, train) and not self.is_initializing() and not is_watched(self):
-            x = self.loop(x, factors, train)
+            x = self.loop(x, of_blocks, train)
         else:
             block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
-            for j, own in enumerate(factors):
+            for j, own in enumerate(of_blocks):
                 x = block(cfg, self.stage, shifted=j % 2 == 1, name=f"block_{j}")(x, train, own)
         if self.stage == len(cfg.depths) - 1:
             return x, x
@@ -228,9 +228,6 @@ class SwinStage(nn.Module):
     def loop(self, x: Float[Array, "B H W C"], factors: Sequence[Array | None], train: bool) -> Float[Array, "B H W C"]:
         """The blocks, a pair in each turn."""
         cfg, params = self.config, self.variables["params"]
-        if any(own is not None for own in factors):  # stacked, so that a block that drops nothing has its ones
-            ones = jnp.ones((2, len(x)), cfg.dtype)
-            factors = [ones if own is None else own for own in factors]
         blocks = [(params[f"block_{j}"], own) for j, own in enumerate(factors)]
 
         def pair(x: Array, both: tuple[Any, ...]) -> Array:
@@ -296,19 +293,20 @@ class SwinTransformer(nn.Module):
             x = x + self._positions(x.shape[1], x.shape[2]).astype(x.dtype)
         x = self.pos_drop(x, deterministic=not train)
         x = with_logical_constraint(x, ("batch", "height", "width", "embed"))
-        pyramid, factors = [], self._factors(len(images), train)
+        pyramid, factors, first = [], self._factors(len(images), train), 0
         for stage, depth in zip(self.stage, cfg.depths, strict=True):
-            features, x = stage(x, train, [next(factors) for _ in range(depth)])
+            features, x = stage(x, train, None if factors is None else factors[first : first + depth])
             pyramid.append(features)
+            first += depth
         return pyramid
 
-    def _factors(self, rows: int, train: bool) -> Iterator[Float[Array, "2 B"] | None]:
-        """Of each block, first to last, what stochastic depth multiplies its branches by; None where it drops none."""
+    def _factors(self, rows: int, train: bool) -> Float[Array, "blocks 2 B"] | None:
+        """What stochastic depth multiplies the branches of all blocks by, first to last; None where it drops none."""
         rates = self.config.drop_path_rates()
         if not train or not any(rates):
-            return iter([None] * len(rates))
+            return None
         drawn = drop_path(self.make_rng("drop_path"), np.repeat(rates, 2).tolist(), rows, self.config.dtype)
-        return (drawn[2 * j : 2 * j + 2] if rate else None for j, rate in enumerate(rates))
+        return drawn.reshape(len(rates), 2, rows)
 
     def _positions(self, H: int, W: int) -> Float[Array, "H W C"]:
         positions = self.absolute_pos_embed.reshape(*self.config.stage_size(0), -1)

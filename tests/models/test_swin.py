@@ -230,6 +230,14 @@ def test_training_draws_stochastic_depth_and_evaluation_does_not():
     np.testing.assert_array_equal(apply(model, variables, images), apply(model, variables, images))
 
 
+@pytest.mark.parametrize(("rate", "train"), [(0.3, False), (0.0, True)])
+def test_stochastic_depth_needs_no_randomness_where_it_does_nothing(rate, train):
+    model, images = small(drop_path_rate=rate, depths=(1, 1)), noise(2, 32, 32, 3)
+    variables = parameters(model)
+    plain = apply(small(drop_path_rate=0.0, depths=(1, 1)), variables, images)
+    np.testing.assert_array_equal(apply(model, variables, images, train=train), plain)
+
+
 @pytest.mark.parametrize("depths", [(2, 2), (2, 6)])
 def test_stochastic_depth_of_all_blocks_is_one_draw(depths):
     """Each draw begins with a key that a TPU makes by a hundred operations on single numbers."""
