@@ -2,8 +2,8 @@
 
 The compiler writes `estimated_cycles` into the text of a program. They are an estimate of an instruction alone on a
 core, made to choose among fusions and tilings: not a measurement. It makes none for Pallas kernels, whose schedule or
-bytes stand for them, for scalars, and for most collectives; some it does give cycles, such as those of a large step on
-v5e. Instructions of a computation follow each other; a loop's are counted as often as it runs, of a conditional the
+bytes stand for them, for padding and reversals, whose bytes do, and for most collectives; some it does give cycles, such
+as those of a large step on v5e. Instructions of a computation follow each other; a loop's are counted as often as it runs, of a conditional the
 dearest branch counts.
 """
 
@@ -79,8 +79,9 @@ class Cost:
 
     @property
     def taken(self) -> int:
-        """`total`; of a custom call without an estimate its schedule or its floor, whichever is longer."""
-        apart = self.cycles is None and self.kind == "custom call"
+        """`total`; without an estimate its schedule or its floor, whichever is longer, but of collectives, whose floor
+        is by the links."""
+        apart = self.cycles is None and self.kind != "collective"
         return max(self.scheduled or 0, self.floor) * self.executions if apart else self.total
 
 

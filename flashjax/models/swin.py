@@ -190,11 +190,12 @@ class PatchMerging(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w two_C"]:
         cfg, C = self.config, x.shape[-1]
-        x = win.merge_neighbours(win.pad_to_multiple(x, 2))
+        x = win.pad_to_multiple(x, 2)
         if _fused(self, 4 * C, 2 * C):
             kernel, _ = Kernel(cfg, 2 * C, use_bias=False, name="reduction")(4 * C)
             weights = branch_kernels.NormedWeights(*NormWeights(name="norm")(4 * C), kernel.astype(cfg.dtype))
-            return keep(branch_kernels.normed_product_alone(x, weights))
+            return keep(branch_kernels.merged_product(x, weights))
+        x = win.merge_neighbours(x)
         norm, reduction = LayerNorm(dtype=cfg.dtype, name="norm"), dense(cfg, 2 * C, "reduction", use_bias=False)
         return reduction(norm(x)) if cfg.version == 1 else norm(reduction(x))
 

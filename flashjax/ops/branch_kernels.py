@@ -21,9 +21,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
-from flashjax.ops.tpu_kernel import differentiable, of_rows, of_standardised, over_tokens, product, rows, standardised
+from flashjax.ops.tpu_kernel import (
+    differentiable,
+    of_rows,
+    of_standardised,
+    over_tokens,
+    product,
+    put,
+    rows,
+    standardised,
+)
 
-LARGEST = 2**20
+LARGEST = 2**21
 """Numbers of a layer beside a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
 compile here."""
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
@@ -80,9 +89,9 @@ def normed_product(
     return same, out
 
 
-def normed_product_alone(x: Float[Array, "B H W C"], weights: NormedWeights) -> Float[Array, "B H W K"]:
-    """norm(x) kernel."""
-    return _normed_alone(_computable(x), weights)[0]
+def merged_product(x: Float[Array, "B H W C"], weights: NormedWeights) -> Float[Array, "B h w K"]:
+    """norm(y) kernel, where y has each 2 x 2 tokens side by side (`windows.merge_neighbours`), and weights of 4C."""
+    return _merged(_computable(x), weights)[0]
 
 
 def added_product(
@@ -119,7 +128,7 @@ def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
         "mlp_branch",
         [x],
         _given(weights, x.dtype),
-        [x.shape[-1]],
+        [x.shape],
         factors=[factor],
         flops=4 * units * x.shape[-1],
         exponentials=units,
@@ -135,7 +144,7 @@ def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -
         "mlp_branch_backward",
         [x, of_out],
         _given(weights, x.dtype),
-        [x.shape[-1]],
+        [x.shape],
         factors=[factor],
         # Both kernels' gradients are [C, F]: what the unit for transpositions turns is the narrow map.
         sums=[_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
@@ -153,7 +162,7 @@ def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
     hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
     share, _ = _normal(hidden, rough=x.dtype == jnp.bfloat16)
     mixed = product((hidden * share).astype(x.dtype), 1, kernel_out[...], 0) + bias_out[...]
-    out[...] = (came + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
+    put(out, came + mixed * of_rows(factor, x))
 
 
 def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
@@ -178,7 +187,7 @@ def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
     came = of_standardised(of_normed * scale[...], standard, inverse)
-    of_x[...] = (coming + came).astype(of_x.dtype).reshape(of_x.shape)
+    put(of_x, coming + came)
 
 
 def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
@@ -198,13 +207,16 @@ def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
 
 
 def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
+    inputs, features = weights.kernel.shape
+    B, H, W, C = x.shape
+    side = 1 if inputs == C else 2
     (out,) = _over_tokens(
         _normed_turn,
         "normed_product",
         [x],
         _given(weights, x.dtype),
-        [weights.kernel.shape[1]],
-        flops=2 * x.size * weights.kernel.shape[1],
+        [(B, H // side, W // side, features)],
+        flops=2 * x.size * features,
     )
     return (out,)
 
@@ -216,7 +228,7 @@ def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[
         "normed_product_backward",
         [x, *coming],
         _given(weights, x.dtype),
-        [x.shape[-1]],
+        [x.shape],
         sums=[_row(weights.scale), _row(weights.offset), weights.kernel.shape],
         flops=4 * x.size * weights.kernel.shape[1],
     )
@@ -225,7 +237,7 @@ def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[
 
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
     normed = (standardised(rows(x), EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
-    out[...] = product(normed, 1, kernel[...], 0).astype(out.dtype).reshape(out.shape)
+    put(out, product(normed, 1, kernel[...], 0))
 
 
 def _normed_turn_back(x: Any, *refs: Any) -> None:
@@ -239,7 +251,7 @@ def _normed_turn_back(x: Any, *refs: Any) -> None:
     of_offset[...] += of_normed.sum(0, keepdims=True)
     came = of_standardised(of_normed * scale[...], standard, inverse)
     came = came + rows(coming[0]) if coming else came
-    of_x[...] = came.astype(of_x.dtype).reshape(of_x.shape)
+    put(of_x, came)
 
 
 def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> tuple[Array]:
@@ -248,7 +260,7 @@ def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> 
         "added_product",
         [x, y],
         _given(weights, x.dtype),
-        [x.shape[-1]],
+        [x.shape],
         factors=[factor],
         flops=2 * y.size * x.shape[-1],
     )
@@ -261,7 +273,7 @@ def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of
         "added_product_backward",
         [y, of_out],
         _given(weights, x.dtype),
-        [y.shape[-1]],
+        [y.shape],
         factors=[factor],
         sums=[weights.kernel.shape, _row(weights.bias)],
         flops=4 * y.size * x.shape[-1],
@@ -272,7 +284,7 @@ def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of
 
 def _added_turn(x: Any, y: Any, factor: Any, kernel: Any, bias: Any, out: Any) -> None:
     mixed = product(rows(y).astype(y.dtype), 1, kernel[...], 0) + bias[...]
-    out[...] = (rows(x) + mixed * of_rows(factor, x)).astype(out.dtype).reshape(out.shape)
+    put(out, rows(x) + mixed * of_rows(factor, x))
 
 
 def _added_turn_back(y: Any, of_out: Any, factor: Any, kernel: Any, _: Any, *refs: Any) -> None:
@@ -281,7 +293,7 @@ def _added_turn_back(y: Any, of_out: Any, factor: Any, kernel: Any, _: Any, *ref
     of_bias[...] += of_mixed.sum(0, keepdims=True)
     of_mixed = of_mixed.astype(y.dtype)
     of_kernel[...] += product(rows(y).astype(y.dtype), 0, of_mixed, 0)
-    of_y[...] = product(of_mixed, 1, kernel[...], 1).astype(of_y.dtype).reshape(of_y.shape)
+    put(of_y, product(of_mixed, 1, kernel[...], 1))
 
 
 def _embedded_forward(x: Array, weights: EmbeddedWeights) -> tuple[Array]:
@@ -291,7 +303,7 @@ def _embedded_forward(x: Array, weights: EmbeddedWeights) -> tuple[Array]:
         "product_normed",
         [x],
         _given(weights, x.dtype),
-        [channels],
+        [(*x.shape[:3], channels)],
         flops=2 * x.size * channels,
     )
     return (out,)
@@ -303,7 +315,7 @@ def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tup
         "product_normed_backward",
         [x, of_out],
         _given(weights, x.dtype),
-        [x.shape[-1]],
+        [x.shape],
         sums=[weights.kernel.shape, *map(_row, weights[1:])],
         flops=6 * x.size * weights.bias.size,
     )
@@ -312,7 +324,7 @@ def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tup
 
 def _embedded_turn(x: Any, kernel: Any, bias: Any, scale: Any, offset: Any, out: Any) -> None:
     standard, _ = standardised(product(rows(x).astype(x.dtype), 1, kernel[...], 0) + bias[...], EPSILON)
-    out[...] = (standard * scale[...] + offset[...]).astype(out.dtype).reshape(out.shape)
+    put(out, standard * scale[...] + offset[...])
 
 
 def _embedded_turn_back(x: Any, of_out: Any, kernel: Any, bias: Any, scale: Any, _: Any, *refs: Any) -> None:
@@ -325,11 +337,11 @@ def _embedded_turn_back(x: Any, of_out: Any, kernel: Any, bias: Any, scale: Any,
     of_bias[...] += projected.sum(0, keepdims=True)
     projected = projected.astype(x.dtype)
     of_kernel[...] += product(given, 0, projected, 0)
-    of_x[...] = product(projected, 1, kernel[...], 1).astype(of_x.dtype).reshape(of_x.shape)
+    put(of_x, product(projected, 1, kernel[...], 1))
 
 
 _mlp = differentiable(_mlp_forward, _mlp_backward, split="bbw", out="b")
-_normed_alone = differentiable(_normed_forward, _normed_backward, split="bw", out="b")
+_merged = differentiable(_normed_forward, _normed_backward, split="bw", out="b")
 _normed_beside = differentiable(lambda x, w: (x, *_normed_forward(x, w)), _normed_backward, split="bw", out="bb")
 _embedded = differentiable(_embedded_forward, _embedded_backward, split="bw", out="b")
 _added = differentiable(_added_forward, _added_backward, split="bbbw", out="b")

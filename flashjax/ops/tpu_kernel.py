@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from flashjax.ops.platform import traced_for
+from flashjax.ops.windows import NEIGHBOURS
 
 LANES = 128
 """Of a tile of a TPU's registers."""
@@ -114,9 +115,9 @@ def differentiable(
 def over_tokens(
     turn: Callable[..., None],
     name: str,
-    maps: Sequence[Float[Array, "B H W _"]],
+    maps: Sequence[Float[Array, "B _ _ _"]],
     whole: Sequence[Array],
-    out: Sequence[int],
+    out: Sequence[tuple[int, ...]],
     *,
     factors: Sequence[Float[Array, "B"]] = (),
     sums: Sequence[tuple[int, ...]] = (),
@@ -126,10 +127,13 @@ def over_tokens(
 ) -> list[Array]:
     """A kernel over a grid of positions and images of maps, all channels of each.
 
+    Of maps twice as high and as wide as others a turn takes the 2 x 2 tokens at each of its positions.
+
     Args:
-        turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C], factors
-            [images, 1] float32, vectors of `whole` [1, n], results.
-        out: channels of each map among the results; dtype and tokens are those of the first map.
+        turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C] or
+            [2, positions, 2, images, C] (`rows` and `put` know both), factors [images, 1] float32, vectors of `whole`
+            [1, n], results.
+        out: shapes [B, H, W, C] of the maps among the results; their dtype is that of the first map.
         sums: shapes [m, n] of float32 sums over all turns, which a turn adds to.
         flops, exponentials: of all of it, for the compiler's schedule around it.
         instead: what to choose on a GPU.
@@ -137,18 +141,28 @@ def over_tokens(
     Returns:
         The maps [B, H, W, C], and the sums.
     """
-    B, H, W, C = maps[0].shape
-    batch, dtype = B + -B % IMAGES, maps[0].dtype
-    widest = max(*(x.shape[-1] for x in maps), *out)
-    tokens = min(TURN // in_lanes(C), 2 * TURN // in_lanes(widest))
+    B, batch, dtype = len(maps[0]), len(maps[0]) + -len(maps[0]) % IMAGES, maps[0].dtype
+    every = [*(x.shape for x in maps), *out]
+    H, W = min(shape[1:3] for shape in every)
+    sides = [shape[1] // H for shape in every]
+    lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
+    tokens = min(TURN // lanes[0], 2 * TURN // max(lanes))
     images = largest(batch, tokens, IMAGES)
-    positions = largest(H * W, tokens // images)
+    positions = largest(W if 2 in sides else H * W, tokens // images)
     turns = H * W // positions
     cores = 2 if turns % 2 == 0 else 1  # of a chip: each has sums of its own
     grid = (cores, turns // cores, batch // images)
 
-    def a_map(channels: int) -> pl.BlockSpec:
-        return pl.BlockSpec((positions, images, channels), lambda core, i, j: (core * (turns // cores) + i, j, 0))
+    def a_map(shape: tuple[int, ...], side: int) -> tuple[tuple[int, ...], pl.BlockSpec]:
+        """Its shape for the kernel, and the block of a turn."""
+
+        def place(core: Any, i: Any, j: Any) -> tuple[Any, ...]:
+            turn = core * (turns // cores) + i
+            across = W // positions
+            return (turn, j, 0) if side == 1 else (turn // across, 0, turn % across, 0, j, 0)
+
+        tokens, block = ((H * W,), (positions,)) if side == 1 else ((H, 2, W, 2), (None, 2, positions, 2))
+        return (*tokens, batch, shape[-1]), pl.BlockSpec((*block, images, shape[-1]), place)
 
     def constant(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape))
@@ -165,32 +179,32 @@ def over_tokens(
         turn(*refs)
 
     constants = [w[None] if w.ndim == 1 else w for w in whole]
-    given = [laid_out(x).reshape(H * W, batch, -1) for x in maps]
+    shapes, blocks = zip(*map(a_map, every, sides), strict=True)
+    given = [laid_out(x).reshape(shape) for x, shape in zip(maps, shapes, strict=False)]
     given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + constants
-    in_specs = [a_map(x.shape[-1]) for x in maps]
-    in_specs += [pl.BlockSpec((images, 1), lambda core, i, j: (j, 0)) for _ in factors]
-    shapes = [jax.ShapeDtypeStruct((H * W, batch, channels), dtype) for channels in out]
-    shapes += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums]
+    in_specs = [*blocks[: len(maps)], *(pl.BlockSpec((images, 1), lambda core, i, j: (j, 0)) for _ in factors)]
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes[len(maps) :]]
+    results += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums]
     found = pl.pallas_call(
         from_zero,
         grid=grid,
         in_specs=in_specs + [constant(*w.shape) for w in constants],
-        out_specs=[*(a_map(channels) for channels in out), *(summed(*shape) for shape in sums)],
-        out_shape=shapes,
+        out_specs=[*blocks[len(maps) :], *(summed(*shape) for shape in sums)],
+        out_shape=results,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=MEMORY
         ),
         cost_estimate=pl.CostEstimate(
             flops=flops,
             transcendentals=exponentials,
-            bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in (*given, *shapes)),
+            bytes_accessed=sum(math.prod(a.shape) * a.dtype.itemsize for a in (*given, *results)),
         ),
         interpret=interpreted(instead),
         name=name,
         metadata=of_turns(grid, cores),
     )(*given)
-    results = [taken_out(x.reshape(H, W, batch, -1), B) for x in found[: len(out)]]
-    return results + [x.sum(0) for x in found[len(out) :]]
+    found_maps = [taken_out(x.reshape(*shape[1:3], batch, shape[-1]), B) for x, shape in zip(found, out, strict=False)]
+    return found_maps + [x.sum(0) for x in found[len(out) :]]
 
 
 def of_turns(grid: Sequence[int], parallel: int) -> dict[str, str]:
@@ -220,8 +234,21 @@ def of_rows(factor: Any, x: Any) -> Array:
 
 
 def rows(x: Any) -> Array:
-    """A map of a turn as float32 rows, whose tiles have as many of them as there are images."""
-    return x[...].astype(jnp.float32).reshape(-1, x.shape[-1])
+    """A map of a turn as float32 rows, whose tiles have as many of them as there are images; of 2 x 2 tokens side by
+    side."""
+    tokens = [x[...]] if len(x.shape) == 3 else [x[row, :, column] for row, column in NEIGHBOURS]
+    parts = [token.astype(jnp.float32).reshape(-1, x.shape[-1]) for token in tokens]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def put(out: Any, x: Array) -> None:
+    """Writes rows into a map of a turn, as `rows` reads them."""
+    x, C = x.astype(out.dtype), out.shape[-1]
+    if len(out.shape) == 3:
+        out[...] = x.reshape(out.shape)
+        return
+    for place, (row, column) in enumerate(NEIGHBOURS):
+        out[row, :, column] = x[:, place * C : (place + 1) * C].reshape(-1, *out.shape[3:])
 
 
 def standardised(x: Array, epsilon: float) -> tuple[Array, Array]:

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 from flashjax.ops.platform import traced_for
 
 MASKED = -100.0  # what Swin adds to a masked logit; finite, so that low precision and gradients behave
+NEIGHBOURS = (0, 0), (1, 0), (0, 1), (1, 1)
+"""(row, column) of the 2 x 2 tokens that are merged, in the official code's order: down the column first."""
 
 
 def window_partition(x: Float[Array, "B H W C"], window: int) -> Float[Array, "B L N C"]:
@@ -110,13 +112,13 @@ def rolled_by_sums(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H 
 
 
 def merge_neighbours(x: Float[Array, "B H W C"]) -> Float[Array, "B h w four_C"]:
-    """Each 2 x 2 of a map side by side, down the column first as in the official code: (0,0), (1,0), (0,1), (1,1).
+    """Each 2 x 2 of a map side by side (`NEIGHBOURS`).
 
     H and W must be even. For a TPU four slices with a stride: turned round, a map would be copied in the float32 of the
     norm behind it. A CPU's gradient is slower that way.
     """
     if traced_for() == "tpu":
-        return jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
+        return jnp.concatenate([x[:, row::2, column::2] for row, column in NEIGHBOURS], axis=-1)
     B, H, W, C = x.shape
     x = x.reshape(B, H // 2, 2, W // 2, 2, C).transpose(0, 1, 3, 4, 2, 5)
     return x.reshape(B, H // 2, W // 2, 4 * C)

@@ -326,7 +326,7 @@ def _time(plan: Plan, costs: list[cycles.Cost], topology: Topology) -> dict[str,
     useful = plan["flops"]["useful"] / devices
     return found | {
         "cycles": sum(c.total for c in costs if not c.overlapped),
-        "taken": by_kind.total(),  # those, and what custom calls without an estimate take
+        "taken": by_kind.total(),  # those, and what takes its time without an estimate
         "collectives": added,
         "by_kind": dict(by_kind.most_common()),
         "by_pass": dict(cycles.by(costs, lambda c: c.place.part).most_common()),

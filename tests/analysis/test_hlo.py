@@ -121,12 +121,19 @@ def test_a_kernel_takes_its_schedule_or_its_bytes():
         costs = cycles.costs(module, bundles={"kernel": bundles} if bundles else {}, bytes_a_cycle=size / 1000)
         (dearest,) = cycles.worst(costs, 1)
         assert cycles.by(costs, lambda c: c.kind)["custom call"] == dearest.taken
-        assert all(c.taken == c.total for c in costs if c.name != "kernel")
+        assert all(c.taken == c.total for c in costs if c.cycles is not None)
         return dearest.name, dearest.scheduled, dearest.taken
 
     assert kernel(3000) == ("kernel", 6000, 6000)
     assert kernel(900) == ("kernel", 1800, 2000)
     assert kernel(None) == ("kernel", None, 2000)
+
+
+def test_what_has_no_estimate_takes_its_bytes_but_collectives():
+    unknown = hlo.parse(TPU.replace(', backend_config={"window_config":{"estimated_cycles":"40"}}', ""))
+    costs = {c.name: c for c in cycles.costs(unknown, bytes_a_cycle=2 * 64 * 64 / 1000)}
+    assert (costs["moved"].cycles, costs["moved"].total, costs["moved"].taken) == (None, 0, 2000)
+    assert costs["sum"].cycles is None and costs["sum"].floor > 0 == costs["sum"].taken
 
 
 def test_traffic_leaves_out_what_stays_on_the_chip():

@@ -34,6 +34,27 @@ def normed_by_layers(x, y, factor, mlp, normed, added, embedded):
     return x, (norm(x, normed) @ normed.kernel.astype(jnp.float32)).astype(x.dtype)
 
 
+def four_fold(weights):
+    """Of four tokens side by side, no two alike."""
+    return branches.NormedWeights(
+        *(jnp.concatenate([n * w for n in (1, 2, -1, 0.5)]) for w in weights[:2]),
+        jnp.concatenate([n * weights.kernel for n in (1, -2, 0.5, 3)]),
+    )
+
+
+def doubled(x):
+    """A map twice as high and as wide, no two tokens alike."""
+    H, W = x.shape[1:3]
+    of_tokens = jnp.cos(jnp.arange(4.0 * H * W)).reshape(1, 2 * H, 2 * W, 1)
+    return (x.repeat(2, 1).repeat(2, 2) * of_tokens).astype(x.dtype)
+
+
+def merged_by_layers(x, y, factor, mlp, normed, added, embedded):
+    x, weights = doubled(x), four_fold(normed)
+    merged = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+    return (norm(merged, weights) @ weights.kernel.astype(jnp.float32)).astype(x.dtype)
+
+
 def added_by_layers(x, y, factor, mlp, normed, added, embedded):
     return add(x, factor, y.astype(jnp.float32) @ added.kernel.astype(jnp.float32) + added.bias)
 
@@ -55,9 +76,9 @@ LAYERS_AND_KERNELS = {
         normed_by_layers,
         lambda x, y, factor, mlp, normed, added, embedded: branches.normed_product(x, normed),
     ),
-    "normed_product_alone": (
-        lambda *args: normed_by_layers(*args)[1],
-        lambda x, y, factor, mlp, normed, added, embedded: branches.normed_product_alone(x, normed),
+    "merged_product": (
+        merged_by_layers,
+        lambda x, y, factor, mlp, normed, added, embedded: branches.merged_product(doubled(x), four_fold(normed)),
     ),
     "added_product": (
         added_by_layers,
