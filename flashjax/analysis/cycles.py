@@ -2,9 +2,9 @@
 
 The compiler writes `estimated_cycles` into the text of a program. They are an estimate of an instruction alone on a
 core, made to choose among fusions and tilings: not a measurement. It makes none for Pallas kernels, whose schedule or
-bytes stand for them, for padding and reversals, whose bytes do, and for most collectives; some it does give cycles, such
-as those of a large step on v5e. Instructions of a computation follow each other; a loop's are counted as often as it runs, of a conditional the
-dearest branch counts.
+bytes stand for them, for padding and reversals, whose bytes do, and for most collectives; some it does give cycles,
+such as those of a large step on v5e. Instructions of a computation follow each other; a loop's are counted as often as
+it runs, of a conditional the dearest branch counts.
 """
 
 import math

@@ -2,8 +2,8 @@
 
 The compiler turns a kernel into bundles, instructions that a core issues together, one bundle a cycle. Bundles of a
 turn times the turns of the kernel's grid is what the kernel takes where nothing waits for memory; what a kernel says of
-its turns is `metadata={"turns": "512", "parallel": "2"}` of `pallas_call`: how many there are, and into how many parts
-the cores of a device may divide them.
+its turns is `metadata={"turns": "512", "parallel": "2", "loops": "6"}` of `pallas_call`: how many there are, into how
+many parts the cores of a device may divide them, and how often loops in a turn run (one unless it is said).
 
 How many bundles there are the compiler says when it is asked to before it is loaded, and then it writes out the code of
 every fusion too, which takes it half as long again. So the kernels of a program are compiled a second time, alone, in a
@@ -31,14 +31,16 @@ from flashjax.processes import in_process
 
 TARGET = "tpu_custom_call"
 """Of the custom call that a Pallas kernel is."""
-_REPORTS = re.compile(r"\d+-(.+)-\d+-schedule-analysis_final_bundles\.txt")
+_REPORTS = re.compile(r"\d+-(.+)-\d+-(schedule-analysis_)?final_bundles\.txt")
 _TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
 _KERNEL = re.compile(
     rf'%([\w.\-]+) = [^%]*?custom-call\([^)]*\), custom_call_target="{TARGET}".*?"body":"([^"]*)"', re.DOTALL
 )
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
 _FACTS = re.compile(r"kernel_metadata=\{([^}]*)\}")
-_FACT = re.compile(r'"(turns|parallel)":"(\d+)"')
+_FACT = re.compile(r'"(turns|parallel|loops)":"(\d+)"')
+_IN_A_LOOP = re.compile(r"^\s*0x[0-9a-f]+ +(?:\w\w)?: ?> ?> ?.*?\{", re.MULTILINE)
+"""A bundle of a loop within that over the turns."""
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i1": "bool"}
 Array = tuple[tuple[int, ...], str]
 """Shape and dtype."""
@@ -52,6 +54,8 @@ class Kernel:
     """JSON: what the compiler is told of it, its code too."""
     operands: tuple[Array, ...]
     results: tuple[Array, ...]
+    loops: int
+    """How often loops in a turn run."""
 
     @property
     def code(self) -> str:
@@ -70,6 +74,7 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
             kernel = Kernel(
                 call.attributes["backend_config"].value,
                 *(tuple(_array(value.type) for value in values) for values in (call.operands, call.results)),
+                int(_facts(call).get("loops", 1)),
             )
             if kernel not in kernels:
                 code = b64decode(kernel.code)
@@ -99,6 +104,11 @@ def _calls(operation: Any) -> list[Any]:
     return [operation] * own + [call for op in inner for call in _calls(op.operation)]
 
 
+def _facts(call: Any) -> dict[str, str]:
+    said = {name: call.attributes[name] for name in call.attributes}.get("mhlo.frontend_attributes", {})
+    return dict(_FACT.findall(said["kernel_metadata"].value)) if "kernel_metadata" in said else {}
+
+
 def _array(tensor: Any) -> Array:
     """Of an MLIR type: tensor<8x128xbf16>."""
     name = str(tensor.element_type)
@@ -106,11 +116,12 @@ def _array(tensor: Any) -> Array:
 
 
 def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
-    """By the code of each kernel, as far as the compiler reports it; compiles them in a process of their own.
+    """Of a turn, by the code of each kernel, as far as the compiler reports it, from a process of their own.
 
     Raises:
         ValueError: if that ends with an error.
     """
+    kernels = list(kernels)
     with tempfile.TemporaryDirectory(prefix="flashjax-kernels-") as directory:
         request = Path(directory, "request.json")
         request.write_text(json.dumps({"topology": topology, "kernels": [asdict(kernel) for kernel in kernels]}))
@@ -124,17 +135,22 @@ def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
         found = in_process(__name__, str(request), {"LIBTPU_INIT_ARGS": " ".join(own + asked)})
         if "error" in found:
             raise ValueError(f"the compiler for {topology} does not say how it schedules kernels: {found['error']}")
-        return by_code(found["text"], _reported(Path(directory)))
+        once, of_loops = (by_code(found["text"], counts) for counts in _reported(Path(directory)))
+        loops = {kernel.code: kernel.loops for kernel in kernels}
+        return {code: count + (loops.get(code, 1) - 1) * of_loops.get(code, 0) for code, count in once.items()}
 
 
-def _reported(directory: Path) -> dict[str, int]:
-    """By instruction."""
-    found = {}
+def _reported(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """By instruction: its bundles, and those of them that are in a loop within a turn."""
+    once, of_loops = {}, {}
     for path in directory.iterdir():
         name = _REPORTS.fullmatch(path.name)
-        if name and (total := _TOTAL.search(path.read_text(errors="replace"))):
-            found[name[1]] = int(total[1])
-    return found
+        report = path.read_text(errors="replace") if name else ""
+        if name and not name[2]:
+            of_loops[name[1]] = len(_IN_A_LOOP.findall(report))
+        elif name and (total := _TOTAL.search(report)):
+            once[name[1]] = int(total[1])
+    return once, of_loops
 
 
 def by_code(text: str, reported: Mapping[str, int]) -> dict[str, int]:

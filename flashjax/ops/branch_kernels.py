@@ -15,14 +15,18 @@ Shapes: B batch; H, W map; C channels; F hidden units; K channels of a projectio
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float
 
 from flashjax.ops.tpu_kernel import (
+    LANES,
     differentiable,
+    largest,
     of_rows,
     of_standardised,
     over_tokens,
@@ -32,7 +36,10 @@ from flashjax.ops.tpu_kernel import (
     standardised,
 )
 
-LARGEST = 2**21
+AT_ONCE = 3 * 2**18
+"""Numbers of an MLP's layer that are computed at once, at most: more go by hidden units in a loop, whose code is
+written, and compiled, once."""
+LARGEST = 3 * 2**20
 """Numbers of a layer beside a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
 compile here."""
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
@@ -132,6 +139,7 @@ def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
         factors=[factor],
         flops=4 * units * x.shape[-1],
         exponentials=units,
+        loops=_loops(*weights.kernel_in.shape),
     )
     return (out,)
 
@@ -150,6 +158,7 @@ def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -
         sums=[_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
         flops=10 * units * x.shape[-1],
         exponentials=units,
+        loops=_loops(*weights.kernel_in.shape),
     )
     of_weights = (of_scale[0], of_offset[0], of_kernel_in, of_bias_in[0], of_kernel_out.T, of_bias_out[0])
     return of_x, jnp.zeros_like(factor), MlpWeights(*of_weights)
@@ -159,9 +168,13 @@ def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
     scale, offset, kernel_in, bias_in, kernel_out, bias_out, out = refs
     came = rows(x)
     normed = (standardised(came, EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
-    hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
-    share, _ = _normal(hidden, rough=x.dtype == jnp.bfloat16)
-    mixed = product((hidden * share).astype(x.dtype), 1, kernel_out[...], 0) + bias_out[...]
+
+    def mix(units: Any, mixed: Any) -> Array:
+        hidden = product(normed, 1, kernel_in[:, units], 0) + bias_in[:, units]
+        share, _ = _normal(hidden, rough=x.dtype == jnp.bfloat16)
+        return mixed + product((hidden * share).astype(x.dtype), 1, kernel_out[units], 0)
+
+    mixed = _over_units(mix, kernel_in, came) + bias_out[...]
     put(out, came + mixed * of_rows(factor, x))
 
 
@@ -170,24 +183,43 @@ def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = sums
     standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
-    hidden = product(normed, 1, kernel_in[...], 0) + bias_in[...]
-    share, density = _normal(hidden, rough=x.dtype == jnp.bfloat16)
-
     coming = rows(of_out)
     of_mixed = coming * of_rows(factor, x)
     of_bias_out[...] += of_mixed.sum(0, keepdims=True)
     of_mixed = of_mixed.astype(x.dtype)
-    of_kernel_out[...] += product(of_mixed, 0, (hidden * share).astype(x.dtype), 0)
-    of_hidden = product(of_mixed, 1, kernel_out[...], 1) * (share + hidden * density)
-    of_bias_in[...] += of_hidden.sum(0, keepdims=True)
-    of_hidden = of_hidden.astype(x.dtype)
-    of_kernel_in[...] += product(normed, 0, of_hidden, 0)
 
-    of_normed = product(of_hidden, 1, kernel_in[...], 1)
+    def pull_back(units: Any, of_normed: Any) -> Array:
+        hidden = product(normed, 1, kernel_in[:, units], 0) + bias_in[:, units]
+        share, density = _normal(hidden, rough=x.dtype == jnp.bfloat16)
+        of_kernel_out[:, units] += product(of_mixed, 0, (hidden * share).astype(x.dtype), 0)
+        of_hidden = product(of_mixed, 1, kernel_out[units], 1) * (share + hidden * density)
+        of_bias_in[:, units] += of_hidden.sum(0, keepdims=True)
+        of_hidden = of_hidden.astype(x.dtype)
+        of_kernel_in[:, units] += product(normed, 0, of_hidden, 0)
+        return of_normed + product(of_hidden, 1, kernel_in[:, units], 1)
+
+    of_normed = _over_units(pull_back, kernel_in, coming)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
     came = of_standardised(of_normed * scale[...], standard, inverse)
     put(of_x, coming + came)
+
+
+def _over_units(some: Callable[[Any, Any], Any], kernel: Any, like: Array) -> Any:
+    """A float32 sum as wide as `like`, to which units of a layer add what they give: `some(units, sum before)`."""
+    loops = _loops(*kernel.shape)
+    if loops == 1:
+        return some(slice(None), 0.0)
+    count = kernel.shape[1] // loops
+    return jax.lax.fori_loop(
+        0, loops, lambda i, before: some(pl.ds(pl.multiple_of(i * count, count), count), before), jnp.zeros_like(like)
+    )
+
+
+def _loops(inputs: int, units: int) -> int:
+    """How many times some of the units of a layer are computed."""
+    whole = inputs * units <= AT_ONCE or units % LANES
+    return 1 if whole else units // largest(units, AT_ONCE // inputs, LANES)
 
 
 def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
@@ -216,6 +248,7 @@ def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
         [x],
         _given(weights, x.dtype),
         [(B, H // side, W // side, features)],
+        loops=_loops(*weights.kernel.shape),
         flops=2 * x.size * features,
     )
     return (out,)
@@ -230,6 +263,7 @@ def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[
         _given(weights, x.dtype),
         [x.shape],
         sums=[_row(weights.scale), _row(weights.offset), weights.kernel.shape],
+        loops=_loops(*weights.kernel.shape),
         flops=4 * x.size * weights.kernel.shape[1],
     )
     return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel)
@@ -237,16 +271,26 @@ def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[
 
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
     normed = (standardised(rows(x), EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
-    put(out, product(normed, 1, kernel[...], 0))
+
+    def project(units: Any, nothing: Any) -> Any:
+        made = product(normed, 1, kernel[:, units], 0).astype(out.dtype)
+        out[:, :, units] = made.reshape(*out.shape[:2], made.shape[-1])
+        return nothing
+
+    _over_units(project, kernel, jnp.zeros((), jnp.float32))
 
 
 def _normed_turn_back(x: Any, *refs: Any) -> None:
     *coming, of_out, scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
     standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
-    projected = rows(of_out).astype(x.dtype)
-    of_kernel[...] += product(normed, 0, projected, 0)
-    of_normed = product(projected, 1, kernel[...], 1)
+
+    def pull_back(units: Any, of_normed: Any) -> Array:
+        projected = rows(of_out, units).astype(x.dtype)
+        of_kernel[:, units] += product(normed, 0, projected, 0)
+        return of_normed + product(projected, 1, kernel[:, units], 1)
+
+    of_normed = _over_units(pull_back, kernel, standard)
     of_scale[...] += (of_normed * standard).sum(0, keepdims=True)
     of_offset[...] += of_normed.sum(0, keepdims=True)
     came = of_standardised(of_normed * scale[...], standard, inverse)

@@ -24,10 +24,13 @@ LANES = 128
 """Of a tile of a TPU's registers."""
 IMAGES = 8
 """Rows of a tile: a batch is filled up to a multiple of it."""
-TURN = 2**17
-"""Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes."""
+TURN, ROWS = 2**17, 256
+"""Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes, but not fewer tokens
+than so many, for which the matrix unit keeps a weight once it has it; about, as positions divide."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
+ONCE = pl.Buffered(1)
+"""Of what stays for all turns of a core: a second buffer would be for the next one."""
 
 
 def laid_out(x: Float[Array, "B H W C"]) -> Float[Array, "H W b C"]:
@@ -121,6 +124,7 @@ def over_tokens(
     *,
     factors: Sequence[Float[Array, "B"]] = (),
     sums: Sequence[tuple[int, ...]] = (),
+    loops: int = 1,
     flops: int,
     exponentials: int = 0,
     instead: str,
@@ -135,6 +139,7 @@ def over_tokens(
             [1, n], results.
         out: shapes [B, H, W, C] of the maps among the results; their dtype is that of the first map.
         sums: shapes [m, n] of float32 sums over all turns, which a turn adds to.
+        loops: how often a loop in a turn runs.
         flops, exponentials: of all of it, for the compiler's schedule around it.
         instead: what to choose on a GPU.
 
@@ -146,9 +151,9 @@ def over_tokens(
     H, W = min(shape[1:3] for shape in every)
     sides = [shape[1] // H for shape in every]
     lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
-    tokens = min(TURN // lanes[0], 2 * TURN // max(lanes))
+    tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), ROWS)
     images = largest(batch, tokens, IMAGES)
-    positions = largest(W if 2 in sides else H * W, tokens // images)
+    positions = nearest(W if 2 in sides else H * W, max(1, tokens // images))
     turns = H * W // positions
     cores = 2 if turns % 2 == 0 else 1  # of a chip: each has sums of its own
     grid = (cores, turns // cores, batch // images)
@@ -158,17 +163,19 @@ def over_tokens(
 
         def place(core: Any, i: Any, j: Any) -> tuple[Any, ...]:
             turn = core * (turns // cores) + i
+            if side == 1:
+                return turn, j, 0
             across = W // positions
-            return (turn, j, 0) if side == 1 else (turn // across, 0, turn % across, 0, j, 0)
+            return jax.lax.div(turn, across), 0, jax.lax.rem(turn, across), 0, j, 0
 
         tokens, block = ((H * W,), (positions,)) if side == 1 else ((H, 2, W, 2), (None, 2, positions, 2))
         return (*tokens, batch, shape[-1]), pl.BlockSpec((*block, images, shape[-1]), place)
 
     def constant(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape))
+        return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape), pipeline_mode=ONCE)
 
     def summed(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)))
+        return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONCE)
 
     def from_zero(*refs: Any) -> None:
         @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
@@ -201,15 +208,16 @@ def over_tokens(
         ),
         interpret=interpreted(instead),
         name=name,
-        metadata=of_turns(grid, cores),
+        metadata=of_turns(grid, cores, loops),
     )(*given)
     found_maps = [taken_out(x.reshape(*shape[1:3], batch, shape[-1]), B) for x, shape in zip(found, out, strict=False)]
     return found_maps + [x.sum(0) for x in found[len(out) :]]
 
 
-def of_turns(grid: Sequence[int], parallel: int) -> dict[str, str]:
-    """A kernel's `metadata` for `flashjax.analysis.kernels`: its turns, and how many parts a chip's cores may take."""
-    return {"turns": str(math.prod(grid)), "parallel": str(parallel)}
+def of_turns(grid: Sequence[int], parallel: int, loops: int = 1) -> dict[str, str]:
+    """A kernel's `metadata` for `flashjax.analysis.kernels`: its turns, how many parts a chip's cores may take, and how
+    often a loop in a turn runs."""
+    return {"turns": str(math.prod(grid)), "parallel": str(parallel), "loops": str(loops)}
 
 
 def in_lanes(channels: int) -> int:
@@ -220,6 +228,11 @@ def in_lanes(channels: int) -> int:
 def largest(count: int, limit: int, multiple: int = 1) -> int:
     """The largest divisor of `count` that is a multiple of another and at most `limit`, or else that other."""
     return max((n for n in range(multiple, min(count, limit) + 1, multiple) if count % n == 0), default=multiple)
+
+
+def nearest(count: int, wanted: int) -> int:
+    """The divisor of `count` that is so many times as large or as small as `wanted`, the fewest."""
+    return min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: max(n / wanted, wanted / n))
 
 
 def product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:
@@ -233,12 +246,12 @@ def of_rows(factor: Any, x: Any) -> Array:
     return jnp.broadcast_to(factor[...][None], (positions, images, 1)).reshape(-1, 1)
 
 
-def rows(x: Any) -> Array:
+def rows(x: Any, channels: Any = slice(None)) -> Array:
     """A map of a turn as float32 rows, whose tiles have as many of them as there are images; of 2 x 2 tokens side by
-    side."""
-    tokens = [x[...]] if len(x.shape) == 3 else [x[row, :, column] for row, column in NEIGHBOURS]
-    parts = [token.astype(jnp.float32).reshape(-1, x.shape[-1]) for token in tokens]
-    return jnp.concatenate(parts, axis=-1)
+    side. Or some channels of each token."""
+    places = [()] if len(x.shape) == 3 else [(row, slice(None), column) for row, column in NEIGHBOURS]
+    tokens = [x[(*place, ..., channels)] for place in places]
+    return jnp.concatenate([t.astype(jnp.float32).reshape(-1, t.shape[-1]) for t in tokens], axis=-1)
 
 
 def put(out: Any, x: Array) -> None:

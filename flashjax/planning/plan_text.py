@@ -146,7 +146,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
         ["cycles of the schedule", told_count(time["cycles"]), "estimate"],
         ["they, at the chip's clock", told_time(time["cycles"] / plan["chip"]["clock"]), "estimate"],
         [
-            "custom calls and what else has no cycles, by schedule or bytes",
+            "what has no cycles, by schedule or bytes",
             told_time((time["taken"] - time["cycles"]) / plan["chip"]["clock"]),
             "estimate",
         ],
@@ -338,7 +338,9 @@ def warnings(plan: Plan) -> list[str]:
         found.append(f"Replication takes {told_bytes(wasted)} of each device: --mesh.fsdp splits the state.")
     if without := plan["time"].get("without_estimate"):
         words = ", ".join(f"{count} {name}" for name, count in list(without.items())[:4])
-        found.append(f"The compiler makes no estimate of cycles for {words}: their bytes by the bandwidth stand for them.")
+        found.append(
+            f"The compiler makes no estimate of cycles for {words}: their bytes by the bandwidth stand for them."
+        )
     if calls := plan["time"].get("custom_calls"):
         found.append(
             "Custom calls are not among the cycles of the schedule. Each takes its bytes by the "
