@@ -22,7 +22,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -39,8 +39,8 @@ _KERNEL = re.compile(
 _CHIP_MEMORY = re.compile(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"')
 _FACTS = re.compile(r"kernel_metadata=\{([^}]*)\}")
 _FACT = re.compile(r'"(turns|parallel|loops)":"(\d+)"')
-_IN_A_LOOP = re.compile(r"^\s*0x[0-9a-f]+ +(?:\w\w)?: ?> ?> ?.*?\{", re.MULTILINE)
-"""A bundle of a loop within that over the turns."""
+_IN_LOOPS = re.compile(r"^\s*0x[0-9a-f]+ +(?:\w\w)?: ?((?:> ?)*)\{", re.MULTILINE)
+"""A bundle, with a sign for each loop that it is in; the outermost is that over the turns, where there are some."""
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i1": "bool"}
 Array = tuple[tuple[int, ...], str]
 """Shape and dtype."""
@@ -54,6 +54,7 @@ class Kernel:
     """JSON: what the compiler is told of it, its code too."""
     operands: tuple[Array, ...]
     results: tuple[Array, ...]
+    turns: int
     loops: int
     """How often loops in a turn run."""
 
@@ -73,8 +74,10 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
         for call in _calls(module.operation):
             kernel = Kernel(
                 call.attributes["backend_config"].value,
-                *(tuple(_array(value.type) for value in values) for values in (call.operands, call.results)),
-                int(_facts(call).get("loops", 1)),
+                operands=tuple(_array(value.type) for value in call.operands),
+                results=tuple(_array(value.type) for value in call.results),
+                turns=int(_facts(call).get("turns", 1)),
+                loops=int(_facts(call).get("loops", 1)),
             )
             if kernel not in kernels:
                 code = b64decode(kernel.code)
@@ -135,26 +138,33 @@ def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
         found = in_process(__name__, str(request), {"LIBTPU_INIT_ARGS": " ".join(own + asked)})
         if "error" in found:
             raise ValueError(f"the compiler for {topology} does not say how it schedules kernels: {found['error']}")
-        once, of_loops = (by_code(found["text"], counts) for counts in _reported(Path(directory)))
-        loops = {kernel.code: kernel.loops for kernel in kernels}
-        return {code: count + (loops.get(code, 1) - 1) * of_loops.get(code, 0) for code, count in once.items()}
+        once, depths = _reported(Path(directory))
+        once, depths = by_code(found["text"], once), by_code(found["text"], depths)
+        for kernel in kernels:
+            if kernel.loops > 1 and kernel.code in once:
+                in_a_loop = [depth for depth in depths[kernel.code] if depth > (kernel.turns > 1)]
+                once[kernel.code] += (kernel.loops - 1) * len(in_a_loop)
+        return once
 
 
-def _reported(directory: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """By instruction: its bundles, and those of them that are in a loop within a turn."""
-    once, of_loops = {}, {}
+def _reported(directory: Path) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """By instruction: how many bundles it has, and in how many loops each of them is."""
+    once, depths = {}, {}
     for path in directory.iterdir():
         name = _REPORTS.fullmatch(path.name)
         report = path.read_text(errors="replace") if name else ""
         if name and not name[2]:
-            of_loops[name[1]] = len(_IN_A_LOOP.findall(report))
+            depths[name[1]] = [signs.count(">") for signs in _IN_LOOPS.findall(report)]
         elif name and (total := _TOTAL.search(report)):
             once[name[1]] = int(total[1])
-    return once, of_loops
+    return once, depths
 
 
-def by_code(text: str, reported: Mapping[str, int]) -> dict[str, int]:
-    """Bundles of the kernels of a program's text by their code, of which the compiler reports each once."""
+ReportedT = TypeVar("ReportedT")
+
+
+def by_code(text: str, reported: Mapping[str, ReportedT]) -> dict[str, ReportedT]:
+    """What is reported of the kernels of a program's text by their code, of which the compiler reports each once."""
     return {code: reported[name] for name, code in _KERNEL.findall(text) if name in reported}
 
 

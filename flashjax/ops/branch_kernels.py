@@ -37,11 +37,10 @@ from flashjax.ops.tpu_kernel import (
 )
 
 AT_ONCE = 3 * 2**18
-"""Numbers of an MLP's layer that are computed at once, at most: more go by hidden units in a loop, whose code is
+"""Numbers of a layer that are computed at once, at most: of more some units at a time, in a loop, whose code is
 written, and compiled, once."""
 LARGEST = 3 * 2**20
-"""Numbers of a layer beside a norm, at most: larger products fill the matrix unit by themselves, and take a minute to
-compile here."""
+"""Numbers of a layer beside a norm, at most: larger ones leave no room in the chip's own memory."""
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
 """Chips with 16 MiB of their own memory in place of 64 or 128."""
 EPSILON = 1e-5

@@ -1,5 +1,6 @@
 """Cycles of Pallas kernels from the compiler's reports of its schedule."""
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -65,6 +66,36 @@ def test_the_compiler_is_asked_in_another_process_beside_what_the_user_asks(flag
     assert os.environ.get("LIBTPU_INIT_ARGS") == flags
 
 
+BUNDLES = """LB: loop body
+     0   :  { %s0 = inlined_call_operand.hbm [shape: f32[64]] }
+   0x1 LB: > { %v1 = vld [vmem:[%s0] sm:$0xff]  ;;  %s2 = sadd.s32 1, %s1 }
+   0x2   : > { %v2 = vadd.f32 %v1, %v1 }
+   0x3 LB: >> { %v3 = vmul.f32 %v2, %v2  ;;  %s3 = smov 0 /* > { */ }
+   0x4   : >> { %v4 = vadd.f32 %v3, %v3 }
+   0x5   : > > { %v4 = vadd.f32 %v3, %v3 }
+   0x6   : > { vst [vmem:[%s0]] %v4 }
+   0x7   :  { exit }
+"""
+
+
+def test_bundles_of_a_loop_in_a_turn_count_as_often_as_it_runs(monkeypatch):
+    def process(module, request, environment):
+        words = environment["LIBTPU_INIT_ARGS"].split()
+        directory = Path(next(word for word in words if "dump_to" in word).split("=")[1])
+        for name in ("known", "silent"):
+            (directory / f"1-{name}-00-schedule-analysis_final_bundles.txt").write_text(REPORT)
+            (directory / f"1-{name}-01-final_bundles.txt").write_text(BUNDLES)
+        return {"text": PROGRAM}
+
+    monkeypatch.setattr(kernels, "in_process", process)
+    config = '{"custom_call_config": {"body": "%s"}}'
+    kernel = kernels.Kernel(config % "QQ", (), (), turns=12, loops=5)
+    without = kernels.Kernel(config % "UU", (), (), turns=12, loops=1)
+    assert kernels.bundles([kernel, without], "v5e:2x2") == {"QQ": 1377 + 4 * 3, "UU": 1377}
+    alone = dataclasses.replace(kernel, turns=1)  # whose outermost loop is its own
+    assert kernels.bundles([alone], "v5e:2x2") == {"QQ": 1377 + 4 * 6, "UU": 1377}
+
+
 def test_what_ends_in_an_error_says_so(monkeypatch):
     monkeypatch.setattr(kernels, "in_process", lambda *_: {"error": "killed"})
     with pytest.raises(ValueError, match="v5e:2x2 does not say how it schedules kernels: killed"):
@@ -83,10 +114,17 @@ def tripled(x, y):
     y[...] = 3.0 * x[...]
 
 
-def lowered(turn, place):
+def doubled_often(x, y):
+    def again(i, before):
+        return jnp.sin(before) * 2.0
+
+    y[...] = jax.lax.fori_loop(0, 100, again, x[...].astype(jnp.float32)).astype(y.dtype)
+
+
+def lowered(turn, place, **facts):
     def step(x):
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return pl.pallas_call(turn, out_shape=shape, metadata={"turns": "1"}, name="kernel")(x) + 1.0
+        return pl.pallas_call(turn, out_shape=shape, metadata={"turns": "1"} | facts, name="kernel")(x) + 1.0
 
     return jax.jit(step).lower(jax.ShapeDtypeStruct((16, 128), jnp.bfloat16, sharding=place))
 
@@ -108,3 +146,8 @@ def test_kernels_are_compiled_apart_and_found_again_from_other_lines(tmp_path, m
     assert moved.code != kernel.code  # its lines
     assert compiled.compile_for(elsewhere, machine).kept
     assert not compiled.compile_for(lowered(tripled, place), machine).kept
+    once, often = (
+        sum(compiled.compile_for(lowered(doubled_often, place, **facts), machine, cache=False).bundles.values())
+        for facts in ({}, {"loops": "100"})
+    )
+    assert often > 50 * once > 0

@@ -146,6 +146,25 @@ def test_a_branch_and_its_gradients_are_those_of_layers(shape, turn, layers_and_
     assert_same(found, wanted, 2e-6)
 
 
+def test_a_large_layer_is_computed_by_some_units_at_a_time(layers_and_kernel, monkeypatch):
+    monkeypatch.setattr(branches, "AT_ONCE", 64)
+    monkeypatch.setattr(branches, "LANES", 4)
+    assert branches._loops(8, F) == branches._loops(8, K) == branches._loops(4 * 8, K) == 3
+    assert branches._loops(8, 8) == 1  # as many as at once
+    assert branches._loops(8, K + 1) == 1  # a tile of lanes does not divide them
+    args = arguments((2, 2, 3, 8))
+    jax.clear_caches()
+    wanted, found = (jax.jit(pulled_back(f))(*args) for f in layers_and_kernel)
+    assert_same(found, wanted, 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "found"), [(49, 4, 7), (49, 2, 1), (196, 5, 4), (784, 8, 8), (12, 100, 12)]
+)
+def test_positions_of_a_turn_divide_the_map(count, wanted, found):
+    assert tpu_kernel.nearest(count, wanted) == found
+
+
 def test_bfloat16_rounds_as_products_do(layers_and_kernel):
     layers, kernel = layers_and_kernel
     args = arguments((8, 2, 2, 8), jnp.bfloat16)
