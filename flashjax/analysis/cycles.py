@@ -79,8 +79,8 @@ class Cost:
 
     @property
     def taken(self) -> int:
-        """`total`; without an estimate its schedule or its floor, whichever is longer, but of collectives, whose floor
-        is by the links."""
+        """`total`; without an estimate its schedule or its floor, whichever is longer, but of collectives, which the
+        links bound, and not the memory."""
         apart = self.cycles is None and self.kind != "collective"
         return max(self.scheduled or 0, self.floor) * self.executions if apart else self.total
 
@@ -111,7 +111,7 @@ def costs(
                         made += visit(callee, turns)
             elif instruction.opcode == "conditional":
                 branches = [visit(callee, times) for _, callee in callees]
-                made += max(branches, key=lambda costs: sum(c.taken for c in costs), default=[])
+                made += max(branches, key=lambda costs: by(costs, lambda _: None).total(), default=[])
             elif instruction.opcode == "call":
                 for _, callee in callees:
                     made += visit(callee, times)

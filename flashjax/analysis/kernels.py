@@ -142,13 +142,15 @@ def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
         once, depths = by_code(found["text"], once), by_code(found["text"], depths)
         for kernel in kernels:
             if kernel.loops > 1 and kernel.code in once:
-                in_a_loop = [depth for depth in depths[kernel.code] if depth > (kernel.turns > 1)]
-                once[kernel.code] += (kernel.loops - 1) * len(in_a_loop)
+                in_a_loop = sum(depth > (kernel.turns > 1) for depth in depths.get(kernel.code, ()))
+                once[kernel.code] += (kernel.loops - 1) * in_a_loop
+                if not in_a_loop:  # it is not known, which is better than too few
+                    del once[kernel.code]
         return once
 
 
 def _reported(directory: Path) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """By instruction: how many bundles it has, and in how many loops each of them is."""
+    """By instruction: how many bundles it has, and of those in loops in how many each is."""
     once, depths = {}, {}
     for path in directory.iterdir():
         name = _REPORTS.fullmatch(path.name)

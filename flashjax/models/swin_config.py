@@ -65,9 +65,10 @@ class SwinConfig:
     branches: Literal["auto", "apart", "fused"] = "auto"
     """How what is around attention in a block, its MLP, and the merging and embedding of patches are computed; the
     function is the same. apart: norms, layers, stochastic depth and sums, each by itself. fused: by a few Pallas
-    kernels for TPUs (`flashjax.ops.branch_kernels`), where the layer beside a norm has at most 2^20 numbers (2^18 up to
-    v4); around attention where that is the kernel and windows divide the map. auto: fused where the step is for TPUs,
-    version is 1, drop_rate is 0 and the mesh does not split hidden units; apart elsewhere."""
+    kernels for TPUs (`flashjax.ops.branch_kernels`), where the layer beside a norm has at most 3 * 2^20 numbers (2^18
+    up to v4; of float32 3/4 of it); around attention where that is the kernel and windows divide the map. auto: fused
+    where the step is for TPUs, version is 1, drop_rate is 0 and the mesh does not split hidden units; apart
+    elsewhere."""
     blocks: Literal["apart", "looped"] = "apart"
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
@@ -177,7 +178,9 @@ class SwinConfig:
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
         kind = "" if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.device_kind
         largest = LARGEST_OF_OLDER if kind.startswith(OLDER) else LARGEST
-        return channels * features <= largest and (takes if self.branches == "auto" else self.branches == "fused")
+        # Beside each number its gradient is there in float32.
+        fits = channels * features * (4 + (2 if self.dtype == "bfloat16" else 4)) <= largest * 6
+        return fits and (takes if self.branches == "auto" else self.branches == "fused")
 
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""

@@ -37,12 +37,12 @@ from flashjax.ops.tpu_kernel import (
 )
 
 AT_ONCE = 3 * 2**18
-"""Numbers of a layer that are computed at once, at most: of more some units at a time, in a loop, whose code is
-written, and compiled, once."""
+"""Numbers of a layer behind a norm that are computed at once, at most: of more some units at a time, in a loop, whose
+code is written, and compiled, once."""
 LARGEST = 3 * 2**20
-"""Numbers of a layer beside a norm, at most: larger ones leave no room in the chip's own memory."""
+"""Numbers of a layer beside a norm, at most: weights and gradients stay in the chip's own memory."""
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
-"""Chips with 16 MiB of their own memory in place of 64 or 128."""
+"""Chips with 16 MiB of it in place of 64 or 128."""
 EPSILON = 1e-5
 _over_tokens = functools.partial(over_tokens, instead="branches='apart'")
 
@@ -96,7 +96,8 @@ def normed_product(
 
 
 def merged_product(x: Float[Array, "B H W C"], weights: NormedWeights) -> Float[Array, "B h w K"]:
-    """norm(y) kernel, where y has each 2 x 2 tokens side by side (`windows.merge_neighbours`), and weights of 4C."""
+    """norm(y) kernel, where y has each 2 x 2 tokens side by side (`windows.merge_neighbours`). H and W must be even;
+    weights are of 4C."""
     return _merged(_computable(x), weights)[0]
 
 
@@ -205,7 +206,7 @@ def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
 
 
 def _over_units(some: Callable[[Any, Any], Any], kernel: Any, like: Array) -> Any:
-    """A float32 sum as wide as `like`, to which units of a layer add what they give: `some(units, sum before)`."""
+    """`some(units, before)` of a layer's units, some at a time: what it makes of zeros like `like`, then of that."""
     loops = _loops(*kernel.shape)
     if loops == 1:
         return some(slice(None), 0.0)
@@ -216,7 +217,7 @@ def _over_units(some: Callable[[Any, Any], Any], kernel: Any, like: Array) -> An
 
 
 def _loops(inputs: int, units: int) -> int:
-    """How many times some of the units of a layer are computed."""
+    """How many times some of the units of a layer are computed; all at once where tiles of lanes do not divide them."""
     whole = inputs * units <= AT_ONCE or units % LANES
     return 1 if whole else units // largest(units, AT_ONCE // inputs, LANES)
 
@@ -271,12 +272,12 @@ def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
     normed = (standardised(rows(x), EPSILON)[0] * scale[...] + offset[...]).astype(x.dtype)
 
-    def project(units: Any, nothing: Any) -> Any:
+    def project(units: Any, before: Any) -> Any:
         made = product(normed, 1, kernel[:, units], 0).astype(out.dtype)
         out[:, :, units] = made.reshape(*out.shape[:2], made.shape[-1])
-        return nothing
+        return before
 
-    _over_units(project, kernel, jnp.zeros((), jnp.float32))
+    _over_units(project, kernel, jnp.zeros(()))
 
 
 def _normed_turn_back(x: Any, *refs: Any) -> None:

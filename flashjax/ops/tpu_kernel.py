@@ -25,12 +25,12 @@ LANES = 128
 IMAGES = 8
 """Rows of a tile: a batch is filled up to a multiple of it."""
 TURN, ROWS = 2**17, 256
-"""Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes, but not fewer tokens
-than so many, for which the matrix unit keeps a weight once it has it; about, as positions divide."""
+"""Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes; of wide maps as many
+tokens all the same, for which the matrix unit keeps a weight once it has it."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
-ONCE = pl.Buffered(1)
-"""Of what stays for all turns of a core: a second buffer would be for the next one."""
+ONE_BUFFER = pl.Buffered(1)
+"""Of what stays for all turns of a core."""
 
 
 def laid_out(x: Float[Array, "B H W C"]) -> Float[Array, "H W b C"]:
@@ -131,7 +131,7 @@ def over_tokens(
 ) -> list[Array]:
     """A kernel over a grid of positions and images of maps, all channels of each.
 
-    Of maps twice as high and as wide as others a turn takes the 2 x 2 tokens at each of its positions.
+    Of maps twice as high and as wide as the others a turn takes the 2 x 2 tokens at each of its positions.
 
     Args:
         turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C] or
@@ -152,30 +152,34 @@ def over_tokens(
     sides = [shape[1] // H for shape in every]
     lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
     tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), ROWS)
-    images = largest(batch, tokens, IMAGES)
-    positions = nearest(W if 2 in sides else H * W, max(1, tokens // images))
-    turns = H * W // positions
-    cores = 2 if turns % 2 == 0 else 1  # of a chip: each has sums of its own
-    grid = (cores, turns // cores, batch // images)
+    positions, images, cores = _turn(W if 2 in sides else H * W, H * W, batch, tokens)
+    turns = [H * W // positions, batch // images]
+    split = 0 if turns[0] % cores == 0 else 1  # what the cores of a chip share: positions, or else images
+    turns[split] //= cores
+    grid = (cores, *turns)
+
+    def here(core: Any, i: Any, j: Any) -> tuple[Any, Any]:
+        """The positions and the images of a turn."""
+        return (core * turns[0] + i, j) if split == 0 else (i, core * turns[1] + j)
 
     def a_map(shape: tuple[int, ...], side: int) -> tuple[tuple[int, ...], pl.BlockSpec]:
         """Its shape for the kernel, and the block of a turn."""
 
         def place(core: Any, i: Any, j: Any) -> tuple[Any, ...]:
-            turn = core * (turns // cores) + i
+            tokens, of_images = here(core, i, j)
             if side == 1:
-                return turn, j, 0
+                return tokens, of_images, 0
             across = W // positions
-            return jax.lax.div(turn, across), 0, jax.lax.rem(turn, across), 0, j, 0
+            return jax.lax.div(tokens, across), 0, jax.lax.rem(tokens, across), 0, of_images, 0
 
         tokens, block = ((H * W,), (positions,)) if side == 1 else ((H, 2, W, 2), (None, 2, positions, 2))
         return (*tokens, batch, shape[-1]), pl.BlockSpec((*block, images, shape[-1]), place)
 
     def constant(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape), pipeline_mode=ONCE)
+        return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape), pipeline_mode=ONE_BUFFER)
 
     def summed(*shape: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONCE)
+        return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONE_BUFFER)
 
     def from_zero(*refs: Any) -> None:
         @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
@@ -189,7 +193,7 @@ def over_tokens(
     shapes, blocks = zip(*map(a_map, every, sides), strict=True)
     given = [laid_out(x).reshape(shape) for x, shape in zip(maps, shapes, strict=False)]
     given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + constants
-    in_specs = [*blocks[: len(maps)], *(pl.BlockSpec((images, 1), lambda core, i, j: (j, 0)) for _ in factors)]
+    in_specs = [*blocks[: len(maps)], *(pl.BlockSpec((images, 1), lambda *turn: (here(*turn)[1], 0)) for _ in factors)]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes[len(maps) :]]
     results += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums]
     found = pl.pallas_call(
@@ -230,9 +234,17 @@ def largest(count: int, limit: int, multiple: int = 1) -> int:
     return max((n for n in range(multiple, min(count, limit) + 1, multiple) if count % n == 0), default=multiple)
 
 
-def nearest(count: int, wanted: int) -> int:
-    """The divisor of `count` that is so many times as large or as small as `wanted`, the fewest."""
-    return min((n for n in range(1, count + 1) if count % n == 0), key=lambda n: max(n / wanted, wanted / n))
+def _turn(row: int, positions: int, batch: int, tokens: int) -> tuple[int, int, int]:
+    """Positions and images of a turn, and how many cores of a chip share the turns: as many tokens as there may be, or
+    at least half as many where two cores can share them then. Positions divide `row`, of which there are some."""
+    shapes = [
+        (p, b, 2 if positions // p * (batch // b) % 2 == 0 else 1)
+        for p in range(1, row + 1)
+        for b in range(IMAGES, batch + 1, IMAGES)
+        if row % p == 0 and batch % b == 0 and p * b <= max(tokens, IMAGES)
+    ]
+    most = max(p * b for p, b, _ in shapes)
+    return max(shapes, key=lambda of: (of[2] if 2 * of[0] * of[1] >= most else 0, of[0] * of[1], of[1]))
 
 
 def product(a: Array, a_dim: int, b: Array, b_dim: int) -> Array:

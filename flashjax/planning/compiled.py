@@ -25,6 +25,8 @@ from flashjax.analysis import hlo, kernels
 from flashjax.analysis.topology import Topology, out_of_memory, quiet
 from flashjax.training.executables import compilers, jit_options
 
+RULES = 2
+"""By which what is kept was made: another number where a change would read it otherwise."""
 EFFORTS = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort", "jax_optimization_level")
 """JAX's own settings of how much a compiler does."""
 
@@ -156,6 +158,7 @@ def _digest(lowered: jax.stages.Lowered, topology: Topology, in_it: Mapping[kern
     text = kernels.text(lowered, in_it)
     names = sorted(set(_NAME.findall(lowered.as_text(debug_info=True))))
     places = [
+        RULES,
         topology.name,
         topology.kind,
         topology.target,

@@ -41,7 +41,7 @@ def write(path: str | Path, plan: Plan) -> Path:
         parts += [
             "<h2>Where the cycles go</h2>",
             '<p class="note">By module, forward and backward together; each bar is cut by what its instructions do, '
-            f"custom calls by their schedule or bytes. {_tag('estimate')}</p>",
+            f"what has no cycles by its schedule or bytes. {_tag('estimate')}</p>",
             _cycle_bars(plan),
             f"<h2>The ten dearest instructions {_tag('estimate')}</h2>",
             table(text.WORST_HEADS, text.worst_rows(plan), (2, 4, 5, 6, 7), "plan"),

@@ -77,7 +77,7 @@ def complaints(pod: Pod, found: Record, held: Record | None) -> list[str]:
     lines += [f"an unexpected {kind}" for kind in found["collectives"] if kind not in pod.collectives]
     if held is None:
         return [*lines, "nothing is on record for it"]
-    for figure in ("cycles", "peak", "step_seconds"):  # the last has kernels too, which are not among the cycles
+    for figure in ("cycles", "peak", "step_seconds"):  # the last has what has no estimate too
         now, then = found[figure], held[figure]
         if then and now is None:
             lines.append(f"{figure}: none now, {then:,} on record")

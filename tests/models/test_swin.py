@@ -421,6 +421,8 @@ def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), abstract_device=tpu)
     with jax.sharding.use_abstract_mesh(mesh):
         assert config.fuses(512, 2048) and not config.fuses(1024, 4096)
+        assert config.fuses(768, 3072)  # whose gradients fill what there is in float32
+        assert not config.fuses(4 * 512, 1280) and dataclasses.replace(config, dtype="bfloat16").fuses(4 * 512, 1280)
         assert not dataclasses.replace(config, drop_rate=0.1).fuses(512, 2048)
         assert not dataclasses.replace(config, version=2, pretrained_window_sizes=(0, 0)).fuses(512, 2048)
         assert not config.plain().fuses(512, 2048)
@@ -430,7 +432,8 @@ def test_branches_follow_the_platform_and_the_mesh_that_are_traced_for():
                 dataclasses.replace(config, branches="fused").fuses(512, 2048)
     older = jax.sharding.AbstractDevice("TPU v4", num_cores=1, platform="tpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=older)):
-        assert config.fuses(256, 1024) and not config.fuses(384, 1536)
+        assert not config.fuses(384, 1536)
+        assert dataclasses.replace(config, dtype="bfloat16").fuses(256, 1024) and not config.fuses(256, 1024)
 
 
 def test_fsdp_gathers_the_kernels_of_pairs_and_exchanges_nothing():

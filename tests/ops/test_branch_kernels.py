@@ -133,7 +133,9 @@ def layers_and_kernel(request):
     ("shape", "turn"),
     [
         ((2, 3, 6, 8), 10**6),  # a batch that is filled up, one turn
-        ((8, 3, 6, 8), 3 * 64),  # three positions a turn, three turns of each core
+        ((8, 3, 6, 8), 3 * 8 * 128),  # three positions a turn, three turns of each core
+        ((8, 3, 6, 8), 3 * 8 * 4 * 128),  # that of four tokens each
+        ((16, 1, 3, 8), 3 * 8 * 128),  # all positions, half of the images for each core
         ((24, 1, 3, 8), 64),  # a third of the images, one position, a core for all
     ],
 )
@@ -159,10 +161,19 @@ def test_a_large_layer_is_computed_by_some_units_at_a_time(layers_and_kernel, mo
 
 
 @pytest.mark.parametrize(
-    ("count", "wanted", "found"), [(49, 4, 7), (49, 2, 1), (196, 5, 4), (784, 8, 8), (12, 100, 12)]
+    ("row", "positions", "batch", "tokens", "found"),
+    [
+        (3136, 3136, 64, 1024, (16, 64, 2)),
+        (49, 49, 64, 256, (7, 32, 2)),  # the cores share the images
+        (196, 196, 64, 341, (7, 32, 2)),  # 4 x 64 are more, and no two cores can share 49 turns
+        (49, 49, 96, 256, (7, 24, 2)),
+        (28, 784, 64, 256, (4, 64, 2)),
+        (7, 49, 8, 256, (7, 8, 1)),  # halves would be too few
+        (13, 169, 8, 4, (1, 8, 1)),  # as few as there can be
+    ],
 )
-def test_positions_of_a_turn_divide_the_map(count, wanted, found):
-    assert tpu_kernel.nearest(count, wanted) == found
+def test_a_turn_takes_tokens_that_divide_and_that_two_cores_can_share(row, positions, batch, tokens, found):
+    assert tpu_kernel._turn(row, positions, batch, tokens) == found
 
 
 def test_bfloat16_rounds_as_products_do(layers_and_kernel):
