@@ -22,6 +22,13 @@ def traced_for() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def cores_of_device() -> int:
+    """Of a TPU that is traced for: 2 where JAX counts a chip of two cores as one device (v5p). Of others 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return getattr(jax.devices()[0] if device is None else device, "num_cores", None) or 1
+
+
 def on_one_cpu() -> bool:
     """Whether what is traced is for a single CPU device, on which nothing is split."""
     mesh = jax.sharding.get_abstract_mesh()

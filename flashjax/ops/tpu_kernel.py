@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from flashjax.ops.platform import traced_for
+from flashjax.ops.platform import cores_of_device, traced_for
 from flashjax.ops.windows import NEIGHBOURS
 
 LANES = 128
@@ -80,9 +80,9 @@ def differentiable(
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def own(platform: str, summed: tuple[str, ...] | None, *arrays: Any) -> tuple[Any, ...]:
-        """`summed`: mesh axes, None of a forward pass. `platform`, what it is `traced_for`, keeps traces apart."""
-        del platform
+    def own(device: tuple[str, int], summed: tuple[str, ...] | None, *arrays: Any) -> tuple[Any, ...]:
+        """`summed`: mesh axes, None of a forward pass. `device`, what it is traced for, keeps traces apart."""
+        del device
         if summed is None:
             return forward(*arrays)
         found = backward(*arrays)
@@ -91,14 +91,14 @@ def differentiable(
         return jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), found, arrays[: len(split)])
 
     def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
-        mesh = jax.sharding.get_abstract_mesh()
+        mesh, device = jax.sharding.get_abstract_mesh(), (traced_for(), cores_of_device())
         if mesh.empty or mesh.size == 1:
-            return own(traced_for(), () if back else None, *arrays)
+            return own(device, () if back else None, *arrays)
         examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
         specs = {"b": PartitionSpec(examples), "m": PartitionSpec(examples, None, None, heads)}
         specs |= {"h": PartitionSpec(None, heads), "w": PartitionSpec()}
         in_specs, out_specs = (tuple(specs[letter] for letter in letters) for letters in (split, out))
-        function = functools.partial(own, traced_for(), examples if back else None)
+        function = functools.partial(own, device, examples if back else None)
         return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*arrays)
 
     @jax.custom_vjp
@@ -152,7 +152,8 @@ def over_tokens(
     sides = [shape[1] // H for shape in every]
     lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
     tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), ROWS)
-    positions, images, cores = _turn(W if 2 in sides else H * W, H * W, batch, tokens)
+    # Sums of each core are summed once more, so that a chip with one has one.
+    positions, images, cores = _turn(W if 2 in sides else H * W, H * W, batch, tokens, cores_of_device())
     turns = [H * W // positions, batch // images]
     split = 0 if turns[0] % cores == 0 else 1  # what the cores of a chip share: positions, or else images
     turns[split] //= cores
@@ -234,11 +235,11 @@ def largest(count: int, limit: int, multiple: int = 1) -> int:
     return max((n for n in range(multiple, min(count, limit) + 1, multiple) if count % n == 0), default=multiple)
 
 
-def _turn(row: int, positions: int, batch: int, tokens: int) -> tuple[int, int, int]:
+def _turn(row: int, positions: int, batch: int, tokens: int, cores: int) -> tuple[int, int, int]:
     """Positions and images of a turn, and how many cores of a chip share the turns: as many tokens as there may be, or
-    at least half as many where two cores can share them then. Positions divide `row`, of which there are some."""
+    at least half as many where all cores can share them then. Positions divide `row`, of which there are some."""
     shapes = [
-        (p, b, 2 if positions // p * (batch // b) % 2 == 0 else 1)
+        (p, b, cores if positions // p % cores == 0 or batch // b % cores == 0 else 1)
         for p in range(1, row + 1)
         for b in range(IMAGES, batch + 1, IMAGES)
         if row % p == 0 and batch % b == 0 and p * b <= max(tokens, IMAGES)

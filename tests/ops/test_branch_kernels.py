@@ -139,7 +139,9 @@ def layers_and_kernel(request):
         ((24, 1, 3, 8), 64),  # a third of the images, one position, a core for all
     ],
 )
-def test_a_branch_and_its_gradients_are_those_of_layers(shape, turn, layers_and_kernel, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_branch_and_its_gradients_are_those_of_layers(shape, turn, cores, layers_and_kernel, monkeypatch):
+    monkeypatch.setattr(tpu_kernel, "cores_of_device", lambda: cores)
     monkeypatch.setattr(tpu_kernel, "TURN", turn)
     monkeypatch.setattr(tpu_kernel, "ROWS", 1)
     args = arguments(shape)
@@ -161,19 +163,20 @@ def test_a_large_layer_is_computed_by_some_units_at_a_time(layers_and_kernel, mo
 
 
 @pytest.mark.parametrize(
-    ("row", "positions", "batch", "tokens", "found"),
+    ("row", "positions", "batch", "tokens", "cores", "found"),
     [
-        (3136, 3136, 64, 1024, (16, 64, 2)),
-        (49, 49, 64, 256, (7, 32, 2)),  # the cores share the images
-        (196, 196, 64, 341, (7, 32, 2)),  # 4 x 64 are more, and no two cores can share 49 turns
-        (49, 49, 96, 256, (7, 24, 2)),
-        (28, 784, 64, 256, (4, 64, 2)),
-        (7, 49, 8, 256, (7, 8, 1)),  # halves would be too few
-        (13, 169, 8, 4, (1, 8, 1)),  # as few as there can be
+        (3136, 3136, 64, 1024, 2, (16, 64, 2)),
+        (49, 49, 64, 256, 2, (7, 32, 2)),  # the cores share the images
+        (196, 196, 64, 341, 2, (7, 32, 2)),  # 4 x 64 are more, and no two cores can share 49 turns
+        (196, 196, 64, 341, 1, (4, 64, 1)),
+        (49, 49, 96, 256, 2, (7, 24, 2)),
+        (28, 784, 64, 256, 2, (4, 64, 2)),
+        (7, 49, 8, 256, 2, (7, 8, 1)),  # no halves of it
+        (13, 169, 8, 4, 2, (1, 8, 1)),  # as few as there can be
     ],
 )
-def test_a_turn_takes_tokens_that_divide_and_that_two_cores_can_share(row, positions, batch, tokens, found):
-    assert tpu_kernel._turn(row, positions, batch, tokens) == found
+def test_a_turn_takes_tokens_that_divide_and_that_cores_can_share(row, positions, batch, tokens, cores, found):
+    assert tpu_kernel._turn(row, positions, batch, tokens, cores) == found
 
 
 def test_bfloat16_rounds_as_products_do(layers_and_kernel):
