@@ -146,7 +146,7 @@ def time_rows(plan: Plan) -> list[list[str]]:
         ["cycles of the schedule", told_count(time["cycles"]), "estimate"],
         ["they, at the chip's clock", told_time(time["cycles"] / plan["chip"]["clock"]), "estimate"],
         [
-            "what has no cycles, by schedule or bytes",
+            "others, by schedule or bytes",
             told_time((time["taken"] - time["cycles"]) / plan["chip"]["clock"]),
             "estimate",
         ],
