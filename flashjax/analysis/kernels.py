@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from base64 import b64decode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,12 +72,13 @@ def in_program(lowered: jax.stages.Lowered) -> dict[Kernel, str]:
     strict, context.allow_unregistered_dialects = context.allow_unregistered_dialects, True
     try:
         for call in _calls(module.operation):
+            facts = _facts(call)
             kernel = Kernel(
                 call.attributes["backend_config"].value,
                 operands=tuple(_array(value.type) for value in call.operands),
                 results=tuple(_array(value.type) for value in call.results),
-                turns=int(_facts(call).get("turns", 1)),
-                loops=int(_facts(call).get("loops", 1)),
+                turns=int(facts.get("turns", 1)),
+                loops=int(facts.get("loops", 1)),
             )
             if kernel not in kernels:
                 code = b64decode(kernel.code)
@@ -118,13 +119,12 @@ def _array(tensor: Any) -> Array:
     return tuple(tensor.shape), _DTYPES.get(name) or re.sub(r"^(u?)s?i(\d+)$", r"\1int\2", name)
 
 
-def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
+def bundles(kernels: Collection[Kernel], topology: str) -> dict[str, int]:
     """Of a turn, by the code of each kernel, as far as the compiler reports it, from a process of their own.
 
     Raises:
         ValueError: if that ends with an error.
     """
-    kernels = list(kernels)
     with tempfile.TemporaryDirectory(prefix="flashjax-kernels-") as directory:
         request = Path(directory, "request.json")
         request.write_text(json.dumps({"topology": topology, "kernels": [asdict(kernel) for kernel in kernels]}))
@@ -138,28 +138,29 @@ def bundles(kernels: Iterable[Kernel], topology: str) -> dict[str, int]:
         found = in_process(__name__, str(request), {"LIBTPU_INIT_ARGS": " ".join(own + asked)})
         if "error" in found:
             raise ValueError(f"the compiler for {topology} does not say how it schedules kernels: {found['error']}")
-        once, depths = _reported(Path(directory))
-        once, depths = by_code(found["text"], once), by_code(found["text"], depths)
+        once, listings = _reported(Path(directory))
+        once, listings = by_code(found["text"], once), by_code(found["text"], listings)
         for kernel in kernels:
             if kernel.loops > 1 and kernel.code in once:
-                in_a_loop = sum(depth > (kernel.turns > 1) for depth in depths.get(kernel.code, ()))
+                listing = listings[kernel.code].read_text(errors="replace") if kernel.code in listings else ""
+                depths = [signs.count(">") for signs in _IN_LOOPS.findall(listing)]
+                in_a_loop = sum(depth > (kernel.turns > 1) for depth in depths)
                 once[kernel.code] += (kernel.loops - 1) * in_a_loop
                 if not in_a_loop:  # it is not known, which is better than too few
                     del once[kernel.code]
         return once
 
 
-def _reported(directory: Path) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """By instruction: how many bundles it has, and of those in loops in how many each is."""
-    once, depths = {}, {}
+def _reported(directory: Path) -> tuple[dict[str, int], dict[str, Path]]:
+    """By instruction: how many bundles it has, and the file that lists them."""
+    once, listings = {}, {}
     for path in directory.iterdir():
         name = _REPORTS.fullmatch(path.name)
-        report = path.read_text(errors="replace") if name else ""
         if name and not name[2]:
-            depths[name[1]] = [signs.count(">") for signs in _IN_LOOPS.findall(report)]
-        elif name and (total := _TOTAL.search(report)):
+            listings[name[1]] = path
+        elif name and (total := _TOTAL.search(path.read_text(errors="replace"))):
             once[name[1]] = int(total[1])
-    return once, depths
+    return once, listings
 
 
 ReportedT = TypeVar("ReportedT")

@@ -9,7 +9,7 @@ import numpy as np
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
 from flashjax.ops.branch_kernels import LARGEST, LARGEST_OF_OLDER, OLDER
-from flashjax.ops.platform import traced_for
+from flashjax.ops.platform import traced_device, traced_for
 from flashjax.ops.tpu_kernel import LANES, axes
 
 
@@ -176,7 +176,8 @@ class SwinConfig:
                 f"branches='fused' computes whole layers, and the mesh splits them over {split}: use 'apart'"
             )
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
-        kind = "" if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.device_kind
+        device = traced_device()
+        kind = "" if device is None else device.device_kind
         largest = LARGEST_OF_OLDER if kind.startswith(OLDER) else LARGEST
         # Beside each number its gradient is there in float32.
         fits = channels * features * (4 + (2 if self.dtype == "bfloat16" else 4)) <= largest * 6

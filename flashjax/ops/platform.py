@@ -14,19 +14,22 @@ _choices: ContextVar[Choices | None] = ContextVar("choices", default=None)
 _as_elsewhere: ContextVar[bool] = ContextVar("as_elsewhere", default=False)
 
 
+def traced_device() -> jax.sharding.AbstractDevice | None:
+    """What the devices of the mesh are that is traced under; None without one, or where the mesh does not say."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh.abstract_device
+
+
 def traced_for() -> str:
     """cpu, gpu or tpu: of the devices of the mesh that is traced under, which for a plan are not there; without a mesh
     the platform of this process."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
+    device = traced_device()
     return jax.default_backend() if device is None else device.platform
 
 
 def cores_of_device() -> int:
     """Of a TPU that is traced for: 2 where JAX counts a chip of two cores as one device (v5p). Of others 1."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    return getattr(jax.devices()[0] if device is None else device, "num_cores", None) or 1
+    return getattr(traced_device() or jax.devices()[0], "num_cores", None) or 1
 
 
 def on_one_cpu() -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -94,6 +95,8 @@ def test_bundles_of_a_loop_in_a_turn_count_as_often_as_it_runs(monkeypatch):
     assert kernels.bundles([kernel, without], "v5e:2x2") == {"QQ": 1377 + 4 * 3, "UU": 1377}
     alone = dataclasses.replace(kernel, turns=1)  # whose outermost loop is its own
     assert kernels.bundles([alone], "v5e:2x2") == {"QQ": 1377 + 4 * 6, "UU": 1377}
+    monkeypatch.setattr(kernels, "_IN_LOOPS", re.compile("a listing that says otherwise what is in a loop: (>)"))
+    assert kernels.bundles([kernel, without], "v5e:2x2") == {"UU": 1377}  # not known, rather than too few
 
 
 def test_what_ends_in_an_error_says_so(monkeypatch):
