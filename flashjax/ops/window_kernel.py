@@ -5,9 +5,11 @@ Rectangles are the outermost dims of the grid and images the innermost, so that 
 and its gradient summed in place.
 
 The compiler likes maps as [H, W, B, C], where tokens of one image are rows of a stride. Loads and stores with a stride
-are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are not cut apart: a
-product over the channels of one head is that over the whole tile with the others set to 0, which takes the matrix unit
-no longer.
+are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are cut apart where channels
+are rows: the matrix unit takes rows one after the other, and as many columns as it has at once. So what it keeps has
+tokens or all lanes as columns, and what goes through it the channels of one head as rows, wherever a product allows it.
+Images are computed in stages, which the compiler does not reorder by itself: the products of some stand beside the
+softmax of others.
 
 Shapes: B batch; H, W map; C channels, F with those that fill up tiles; h heads; N tokens of a rectangle; L rectangles
 of a map; l is 1 or L.
@@ -15,7 +17,7 @@ of a map; l is 1 or L.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +47,9 @@ FORWARD, BACKWARD = ("tob", "x"), ("tobx", "tob")
 offset and bias a result has one for each rectangle."""
 WIDE = {"t": 3 * LANES, "x": LANES}
 """Lanes of a map that a turn takes."""
+Images = list[tuple[Array, ...]]
+Stages = Generator[None, None, Any]
+"""Yields where a stage ends, and returns what is computed."""
 _PARTS = [slice(part * LANES, (part + 1) * LANES) for part in range(3)]
 """Those of queries, keys and values."""
 
@@ -201,14 +206,14 @@ def _backward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tupl
 
 
 def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
-    def attended(*loaded: Array) -> tuple[Array]:
-        queries, keys, values = _moved(loaded, offset, scale)
-        mixed = jnp.zeros(queries.shape, jnp.float32)
-        for head in range(bias.shape[0]):
-            own = functools.partial(_own, head, width)
-            weights = _weights(queries, own(keys), bias[head]).astype(v.dtype)
-            mixed += product(weights, 0, own(values), 0)  # 0 in the lanes of other heads
-        return (mixed,)
+    def attended(images: Images) -> Stages:
+        moved = [_moved(loaded, offset, scale) for loaded in images]
+        logits = [_by_head(keys, queries.T, width, bias) for queries, keys, _ in moved]
+        of_channels = [values.T for _, _, values in moved]
+        yield
+        weights = [[_weights(x, bias, head).astype(v.dtype) for head, x in enumerate(each)] for each in logits]
+        yield
+        return [(_of_heads(x, each, 0, width),) for x, each in zip(of_channels, weights, strict=True)]
 
     _for_each_image(attended, (q, k, v), (out,))
 
@@ -221,23 +226,31 @@ def _backward_turn(width: int, scale: float, *refs: Any) -> None:
         of_offset[...] = jnp.zeros_like(of_offset)
         of_bias[...] = jnp.zeros_like(of_bias)
 
-    def pulled_back(*loaded: Array) -> tuple[Array, ...]:
-        queries, keys, values = _moved(loaded[:3], offset, scale)
-        of_mixed = loaded[3].astype(of_out.dtype)
-        of_queries, of_keys, of_values = (jnp.zeros(queries.shape, jnp.float32) for _ in range(3))
+    def pulled_back(images: Images) -> Stages:
+        channels, logits, of_weights = [], [], []
+        for *loaded, coming in images:
+            queries, keys, values = _moved(loaded, offset, scale)
+            channels.append((queries.T, keys.T, coming.astype(of_out.dtype).T))
+            logits.append(_by_head(keys, channels[-1][0], width, bias))
+            of_weights.append(_by_head(values, channels[-1][2], width, bias))
+        yield
+        weights, of_logits = ([[] for _ in images] for _ in range(2))
         for head in range(bias.shape[0]):
-            own = functools.partial(_own, head, width)
-            weights = _weights(queries, own(keys), bias[head])
-            of_weights = product(own(values), 1, of_mixed, 1)
-            of_logits = weights * (of_weights - (weights * of_weights).sum(0, keepdims=True))
-            of_bias[head] += of_logits
-            of_logits = of_logits.astype(q.dtype)
-            of_queries += product(of_logits, 0, own(keys), 0)
-            of_keys += own(product(of_logits, 1, queries, 0))
-            of_values += own(product(weights.astype(v.dtype), 1, of_mixed, 0))
-        found = of_queries * scale, of_keys, of_values
-        for lanes, part in zip(_PARTS, found, strict=True):
-            of_offset[:, lanes] += part.sum(0, keepdims=True)
+            of_head = 0.0
+            for image in range(len(images)):
+                softmax, coming = _weights(logits[image][head], bias, head), of_weights[image][head]
+                pulled = softmax * (coming - (softmax * coming).sum(0, keepdims=True))
+                of_head += pulled
+                weights[image].append(softmax.astype(v.dtype))
+                of_logits[image].append(pulled.astype(q.dtype))
+            of_bias[head] += of_head
+        yield
+        found = []
+        for (queries, keys, of_mixed), mixing, pulled in zip(channels, weights, of_logits, strict=True):
+            of_queries = _of_heads(keys, pulled, 0, width) * scale
+            found.append((of_queries, _of_heads(queries, pulled, 1, width), _of_heads(of_mixed, mixing, 1, width)))
+        for lanes, of_part in zip(_PARTS, zip(*found, strict=True), strict=True):
+            of_offset[:, lanes] += sum(of_part).sum(0, keepdims=True)
         return found
 
     _for_each_image(pulled_back, (q, k, v, of_out), tuple(parts))
@@ -251,37 +264,57 @@ def _moved(loaded: Sequence[Array], offset: Any, scale: float) -> list[Array]:
     return [(x * s).astype(offset.dtype) for x, s in zip(moved, (scale, 1, 1), strict=True)]
 
 
-def _weights(queries: Array, keys: Array, bias: Array) -> Array:
+def _by_head(tokens: Array, channels: Array, width: int, bias: Any) -> list[Array]:
+    """[N, N] of each head: the sum over its channels of [N, 128] by [128, N]."""
+
+    def alone(head: int) -> Array:
+        """The head's channels, and 0 in place of others."""
+        around = (head * width, LANES - (head + 1) * width)
+        before, after = ([jnp.zeros((n, channels.shape[1]), channels.dtype)] * (n > 0) for n in around)
+        return jnp.concatenate([*before, channels[head * width : (head + 1) * width], *after])
+
+    return [product(tokens, 1, alone(head), 0) for head in range(bias.shape[0])]
+
+
+def _weights(logits: Array, bias: Any, head: int) -> Array:
     """Softmax over keys, keys by queries."""
-    logits = product(keys, 1, queries, 1) + bias
+    logits = logits + bias[head]
     weights = jnp.exp(logits - logits.max(0, keepdims=True))
     return weights * (1 / weights.sum(0, keepdims=True))
 
 
-def _own(head: int, width: int, x: Array) -> Array:
-    """x with the lanes of other heads set to 0."""
-    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-    return jnp.where((lane >= head * width) & (lane < (head + 1) * width), x, jnp.zeros_like(x))
+def _of_heads(channels: Array, of_pairs: Sequence[Array], dim: int, width: int) -> Array:
+    """[N, 128]: the channels of each head in [128, N] by its [N, N], summed over that dim of it."""
+    made = [product(channels[i * width : (i + 1) * width], 1, pairs, dim) for i, pairs in enumerate(of_pairs)]
+    if rest := LANES - len(made) * width:
+        made.append(jnp.zeros((rest, made[0].shape[1]), made[0].dtype))
+    return jnp.concatenate(made).T
 
 
-def _for_each_image(
-    compute: Callable[..., tuple[Array, ...]], inputs: tuple[Any, ...], outputs: tuple[Any, ...]
-) -> None:
+def _for_each_image(compute: Callable[[Images], Stages], inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Computes from and to float32 [N, 128] of each image of maps [rows, columns, images, lanes]."""
     together = _together(inputs[0].dtype)
 
-    def turn(at: Any, _: None) -> None:
-        images = zip(*(_load(ref, at, together) for ref in inputs), strict=True)
-        results = zip(*(compute(*image) for image in images), strict=True)
-        for ref, values in zip(outputs, results, strict=True):
+    def some(at: Any) -> Stages:
+        images = list(zip(*(_load(ref, at, together) for ref in inputs), strict=True))
+        results = yield from compute(images)
+        for ref, values in zip(outputs, zip(*results, strict=True), strict=True):
             _store(ref, at, together, values)
 
     turns = inputs[0].shape[2] // together
     if _interpreted():
-        jax.lax.fori_loop(0, turns, turn, None)
+        jax.lax.fori_loop(0, turns, lambda at, _: _staggered([some(at)]), None)
     else:  # written out: a stride must begin where the compiler knows
-        for at in range(turns):
-            turn(at, None)
+        _staggered([some(at) for at in range(turns)])
+
+
+def _staggered(every: Sequence[Stages]) -> None:
+    """The first stage of one beside the second of that before it, and so on."""
+    waiting, running = list(every), list[Stages]()
+    while waiting or running:
+        running = waiting[:1] + running
+        del waiting[:1]
+        running = [stages for stages in running if next(stages, stages) is None]
 
 
 def _together(dtype: Any) -> int:
