@@ -44,6 +44,11 @@ LARGEST = 3 * 2**20
 OLDER, LARGEST_OF_OLDER = ("TPU v2", "TPU v3", "TPU v4"), 2**18
 """Chips with 16 MiB of it in place of 64 or 128."""
 EPSILON = 1e-5
+FARTHEST = 5.5
+"""Deviations from 0 at which the polynomials below end: beyond them GELU is x or 0, to 2e-7."""
+FINE = (-3.61123285e-9, 2.6689282e-7, -7.93821893e-6, 1.10480317e-4, 6.62599879e-5, -7.2668567e-2, -1.59576843)
+ROUGH = (7.03185164e-4, -7.40119885e-2, -1.59501518)
+"""Of log((1 - P) / P) / x in x^2, where P is the normal distribution's share below x: the highest power first."""
 _over_tokens = functools.partial(over_tokens, instead="branches='apart'")
 
 
@@ -225,17 +230,15 @@ def _loops(inputs: int, units: int) -> int:
 def _normal(x: Array, rough: bool) -> tuple[Array, Array]:
     """The normal distribution's share below x, which GELU multiplies x by, and its density there.
 
-    By an exponential, which has a unit of its own and is the density too: Abramowitz and Stegun 7.1.26, within 7e-8 of
-    the share. `rough`: with a reciprocal of 12 bits, more than bfloat16 keeps.
+    The logistic function of an odd polynomial, fitted to the least error of GELU: within 2e-7 of the share. `rough`:
+    of lower degree, within 5e-5 (GELU 2.5e-5), with a reciprocal of 12 bits, more than bfloat16 keeps of it.
     """
-    bell = jnp.exp(x * x * -0.5)
-    below = 1 + 0.3275911 * math.sqrt(0.5) * jnp.abs(x)
-    t = pl.reciprocal(below, approx=True) if rough else 1 / below
-    tail = 0.0
-    for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        tail = t * (tail + coefficient / 2)
-    tail *= bell
-    return jnp.where(x < 0, tail, 1 - tail), bell * (1 / math.sqrt(2 * math.pi))
+    square = x * x
+    near = jnp.minimum(square, FARTHEST**2)
+    highest, *lower = ROUGH if rough else FINE
+    odds = 1 + jnp.exp(x * functools.reduce(lambda power, coefficient: power * near + coefficient, lower, highest))
+    share = pl.reciprocal(odds, approx=True) if rough else 1 / odds
+    return share, jnp.exp(square * -0.5) * (1 / math.sqrt(2 * math.pi))
 
 
 def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
