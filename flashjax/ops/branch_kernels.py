@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from flashjax.ops.tpu_kernel import (
     LANES,
+    Across,
     differentiable,
     largest,
     of_rows,
@@ -129,10 +130,6 @@ def _given(weights: tuple[Array, ...], dtype: Any) -> list[Array]:
     return [w.astype(dtype if w.ndim == 2 else jnp.float32) for w in weights]
 
 
-def _row(x: Array) -> tuple[int, int]:
-    return 1, x.size
-
-
 def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
     units = x.size // x.shape[-1] * weights.bias_in.size
     (out,) = _over_tokens(
@@ -149,10 +146,10 @@ def _mlp_forward(x: Array, factor: Array, weights: MlpWeights) -> tuple[Array]:
     return (out,)
 
 
-def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -> tuple[Any, ...]:
+def _mlp_backward(across: Across, x: Array, factor: Array, weights: MlpWeights, of_out: Array) -> tuple[Any, ...]:
     units = x.size // x.shape[-1] * weights.bias_in.size
     scale, offset, kernel_in, bias_in, _, bias_out = weights
-    of_x, of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = _over_tokens(
+    of_x, of_kernel_in, of_kernel_out, of_scale, of_offset, of_bias_in, of_bias_out = _over_tokens(
         _mlp_turn_back,
         "mlp_branch_backward",
         [x, of_out],
@@ -160,13 +157,15 @@ def _mlp_backward(x: Array, factor: Array, weights: MlpWeights, of_out: Array) -
         [x.shape],
         factors=[factor],
         # Both kernels' gradients are [C, F]: what the unit for transpositions turns is the narrow map.
-        sums=[_row(scale), _row(offset), kernel_in.shape, _row(bias_in), kernel_in.shape, _row(bias_out)],
+        sums=[kernel_in.shape, kernel_in.shape],
+        vectors=[scale.size, offset.size, bias_in.size, bias_out.size],
+        across=across,
         flops=10 * units * x.shape[-1],
         exponentials=units,
         loops=_loops(*weights.kernel_in.shape),
     )
-    of_weights = (of_scale[0], of_offset[0], of_kernel_in, of_bias_in[0], of_kernel_out.T, of_bias_out[0])
-    return of_x, jnp.zeros_like(factor), MlpWeights(*of_weights)
+    of_weights = MlpWeights(of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out.T, of_bias_out)
+    return of_x, jnp.zeros_like(factor), of_weights
 
 
 def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
@@ -185,7 +184,7 @@ def _mlp_turn(x: Any, factor: Any, *refs: Any) -> None:
 
 def _mlp_turn_back(x: Any, of_out: Any, factor: Any, *refs: Any) -> None:
     scale, offset, kernel_in, bias_in, kernel_out, _, of_x, *sums = refs
-    of_scale, of_offset, of_kernel_in, of_bias_in, of_kernel_out, of_bias_out = sums
+    of_kernel_in, of_kernel_out, of_scale, of_offset, of_bias_in, of_bias_out = sums
     standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
     coming = rows(of_out)
@@ -257,19 +256,21 @@ def _normed_forward(x: Array, weights: NormedWeights) -> tuple[Array]:
     return (out,)
 
 
-def _normed_backward(x: Array, weights: NormedWeights, *coming: Array) -> tuple[Any, ...]:
+def _normed_backward(across: Across, x: Array, weights: NormedWeights, *coming: Array) -> tuple[Any, ...]:
     """`coming` is what comes back to the result, and before it to x where that goes on."""
-    of_x, of_scale, of_offset, of_kernel = _over_tokens(
+    of_x, of_kernel, of_scale, of_offset = _over_tokens(
         _normed_turn_back,
         "normed_product_backward",
         [x, *coming],
         _given(weights, x.dtype),
         [x.shape],
-        sums=[_row(weights.scale), _row(weights.offset), weights.kernel.shape],
+        sums=[weights.kernel.shape],
+        vectors=[weights.scale.size, weights.offset.size],
+        across=across,
         loops=_loops(*weights.kernel.shape),
         flops=4 * x.size * weights.kernel.shape[1],
     )
-    return of_x, NormedWeights(of_scale[0], of_offset[0], of_kernel)
+    return of_x, NormedWeights(of_scale, of_offset, of_kernel)
 
 
 def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None:
@@ -284,7 +285,7 @@ def _normed_turn(x: Any, scale: Any, offset: Any, kernel: Any, out: Any) -> None
 
 
 def _normed_turn_back(x: Any, *refs: Any) -> None:
-    *coming, of_out, scale, offset, kernel, of_x, of_scale, of_offset, of_kernel = refs
+    *coming, of_out, scale, offset, kernel, of_x, of_kernel, of_scale, of_offset = refs
     standard, inverse = standardised(rows(x), EPSILON)
     normed = (standard * scale[...] + offset[...]).astype(x.dtype)
 
@@ -314,7 +315,9 @@ def _added_forward(x: Array, y: Array, factor: Array, weights: AddedWeights) -> 
     return (out,)
 
 
-def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of_out: Array) -> tuple[Any, ...]:
+def _added_backward(
+    across: Across, x: Array, y: Array, factor: Array, weights: AddedWeights, of_out: Array
+) -> tuple[Any, ...]:
     of_y, of_kernel, of_bias = _over_tokens(
         _added_turn_back,
         "added_product_backward",
@@ -322,11 +325,12 @@ def _added_backward(x: Array, y: Array, factor: Array, weights: AddedWeights, of
         _given(weights, x.dtype),
         [y.shape],
         factors=[factor],
-        sums=[weights.kernel.shape, _row(weights.bias)],
+        sums=[weights.kernel.shape],
+        vectors=[weights.bias.size],
+        across=across,
         flops=4 * y.size * x.shape[-1],
     )
-    of_weights = AddedWeights(of_kernel, of_bias[0])
-    return of_out, of_y, jnp.zeros_like(factor), of_weights
+    return of_out, of_y, jnp.zeros_like(factor), AddedWeights(of_kernel, of_bias)
 
 
 def _added_turn(x: Any, y: Any, factor: Any, kernel: Any, bias: Any, out: Any) -> None:
@@ -356,17 +360,19 @@ def _embedded_forward(x: Array, weights: EmbeddedWeights) -> tuple[Array]:
     return (out,)
 
 
-def _embedded_backward(x: Array, weights: EmbeddedWeights, of_out: Array) -> tuple[Any, ...]:
+def _embedded_backward(across: Across, x: Array, weights: EmbeddedWeights, of_out: Array) -> tuple[Any, ...]:
     of_x, of_kernel, *of_vectors = _over_tokens(
         _embedded_turn_back,
         "product_normed_backward",
         [x, of_out],
         _given(weights, x.dtype),
         [x.shape],
-        sums=[weights.kernel.shape, *map(_row, weights[1:])],
+        sums=[weights.kernel.shape],
+        vectors=[vector.size for vector in weights[1:]],
+        across=across,
         flops=6 * x.size * weights.bias.size,
     )
-    return of_x, EmbeddedWeights(of_kernel, *(of[0] for of in of_vectors))
+    return of_x, EmbeddedWeights(of_kernel, *of_vectors)
 
 
 def _embedded_turn(x: Any, kernel: Any, bias: Any, scale: Any, offset: Any, out: Any) -> None:

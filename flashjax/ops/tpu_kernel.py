@@ -29,6 +29,8 @@ TURN, ROWS = 2**17, 256
 tokens all the same, for which the matrix unit keeps a weight once it has it."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
+Across = Callable[[Array], Array]
+"""Sums over the devices with other examples."""
 ONE_BUFFER = pl.Buffered(1)
 """Of what stays for all turns of a core."""
 
@@ -69,13 +71,14 @@ def differentiable(
     out: str,
     tiles: int = 1,
 ) -> Callable[..., tuple[Any, ...]]:
-    """`forward(*arrays)` whose gradients are `backward(*arrays, *coming)`, cast to the dtypes of the arrays; on a mesh
-    of each device's own examples, as the compiler cannot split a kernel by itself. Each is traced once for calls alike.
+    """`forward(*arrays)` whose gradients are `backward(across, *arrays, *coming)`, cast to the dtypes of the arrays; on
+    a mesh of each device's own examples, as the compiler cannot split a kernel by itself. Each is traced once for calls
+    alike.
 
     Args:
+        backward: sums gradients of h and w over the devices with other examples by `across`.
         split, out: a letter for each argument and result. b: its first dim is the batch; m: a map [B, H, W, C] whose
-            channels are `tiles` of heads; h: the second dim is heads; w: whole on each device. Gradients of h and w are
-            summed over examples.
+            channels are `tiles` of heads; h: the second dim is heads; w: whole on each device.
         tiles: what the mesh axes of heads are to divide, or else each device computes all.
     """
 
@@ -85,9 +88,7 @@ def differentiable(
         del device
         if summed is None:
             return forward(*arrays)
-        found = backward(*arrays)
-        letters = zip(found, split, strict=True)
-        found = tuple(jax.lax.psum(g, summed) if letter in "hw" and summed else g for g, letter in letters)
+        found = backward(lambda x: jax.lax.psum(x, summed) if summed else x, *arrays)
         return jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), found, arrays[: len(split)])
 
     def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
@@ -123,7 +124,9 @@ def over_tokens(
     out: Sequence[tuple[int, ...]],
     *,
     factors: Sequence[Float[Array, "B"]] = (),
-    sums: Sequence[tuple[int, ...]] = (),
+    sums: Sequence[tuple[int, int]] = (),
+    vectors: Sequence[int] = (),
+    across: Across | None = None,
     loops: int = 1,
     flops: int,
     exponentials: int = 0,
@@ -134,17 +137,19 @@ def over_tokens(
     Of maps twice as high and as wide as the others a turn takes the 2 x 2 tokens at each of its positions.
 
     Args:
-        turn: takes a ref of each of `maps`, `factors`, `whole`, `out` and `sums`: maps [positions, images, C] or
-            [2, positions, 2, images, C] (`rows` and `put` know both), factors [images, 1] float32, vectors of `whole`
-            [1, n], results.
+        turn: takes a ref of each of `maps`, `factors`, `whole`, `out`, `sums` and `vectors`: maps
+            [positions, images, C] or [2, positions, 2, images, C] (`rows` and `put` know both), factors [images, 1]
+            float32, vectors [1, n].
         out: shapes [B, H, W, C] of the maps among the results; their dtype is that of the first map.
-        sums: shapes [m, n] of float32 sums over all turns, which a turn adds to.
+        sums: shapes [m, n], n the same of all, of float32 sums over all turns, which a turn adds to; what is summed
+            `across` devices then is of the maps' dtype.
+        vectors: [n] of others, float32 all the way.
         loops: how often a loop in a turn runs.
         flops, exponentials: of all of it, for the compiler's schedule around it.
         instead: what to choose on a GPU.
 
     Returns:
-        The maps [B, H, W, C], and the sums.
+        The maps [B, H, W, C], the sums, and the vectors.
     """
     B, batch, dtype = len(maps[0]), len(maps[0]) + -len(maps[0]) % IMAGES, maps[0].dtype
     every = [*(x.shape for x in maps), *out]
@@ -179,16 +184,26 @@ def over_tokens(
     def constant(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec(shape, lambda core, i, j: (0,) * len(shape), pipeline_mode=ONE_BUFFER)
 
-    def summed(*shape: int) -> pl.BlockSpec:
+    def in_place(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONE_BUFFER)
 
+    # One under the other: the compiler writes a long part of a program for each array that is summed over devices.
+    heights = [m for m, _ in sums]
+    below = [slice(sum(heights[:i]), sum(heights[: i + 1])) for i in range(len(sums))]
+    stacks = [(sum(heights), sums[0][1])] if sums else []
+    stacks += [(len(vectors), max(vectors))] if vectors else []
+
     def from_zero(*refs: Any) -> None:
+        before, summed = refs[: len(refs) - len(stacks)], refs[len(refs) - len(stacks) :]
+
         @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
         def _() -> None:
-            for ref in refs[len(refs) - len(sums) :]:
+            for ref in summed:
                 ref[...] = jnp.zeros_like(ref)
 
-        turn(*refs)
+        own = [summed[0].at[place] for place in below]
+        own += [summed[-1].at[row : row + 1, :n] for row, n in enumerate(vectors)]
+        turn(*before, *own)
 
     constants = [w[None] if w.ndim == 1 else w for w in whole]
     shapes, blocks = zip(*map(a_map, every, sides), strict=True)
@@ -196,12 +211,12 @@ def over_tokens(
     given += [jnp.pad(factor.astype(jnp.float32), (0, batch - B))[:, None] for factor in factors] + constants
     in_specs = [*blocks[: len(maps)], *(pl.BlockSpec((images, 1), lambda *turn: (here(*turn)[1], 0)) for _ in factors)]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes[len(maps) :]]
-    results += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in sums]
+    results += [jax.ShapeDtypeStruct((cores, *shape), jnp.float32) for shape in stacks]
     found = pl.pallas_call(
         from_zero,
         grid=grid,
         in_specs=in_specs + [constant(*w.shape) for w in constants],
-        out_specs=[*blocks[len(maps) :], *(summed(*shape) for shape in sums)],
+        out_specs=[*blocks[len(maps) :], *(in_place(*shape) for shape in stacks)],
         out_shape=results,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=MEMORY
@@ -216,7 +231,13 @@ def over_tokens(
         metadata=of_turns(grid, cores, loops),
     )(*given)
     found_maps = [taken_out(x.reshape(*shape[1:3], batch, shape[-1]), B) for x, shape in zip(found, out, strict=False)]
-    return found_maps + [x.sum(0) for x in found[len(out) :]]
+    totals = [x.sum(0) for x in found[len(out) :]]
+    if sums:
+        totals[0] = totals[0].astype(dtype)
+    if across:
+        totals = [across(x) for x in totals]
+    of_vectors = [totals[-1][row, :n] for row, n in enumerate(vectors)]
+    return [*found_maps, *(totals[0][place] for place in below), *of_vectors]
 
 
 def of_turns(grid: Sequence[int], parallel: int, loops: int = 1) -> dict[str, str]:

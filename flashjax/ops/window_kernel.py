@@ -30,6 +30,7 @@ from flashjax.ops.tpu_kernel import (
     IMAGES,
     LANES,
     TURN,
+    Across,
     differentiable,
     in_lanes,
     interpreted,
@@ -133,7 +134,7 @@ def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W 
 @functools.cache
 def _shifted(shift: int) -> Callable[..., tuple[Any, ...]]:
     return differentiable(
-        functools.partial(_moved_by, shift), lambda _, coming: _moved_by(-shift, coming), split="b", out="b"
+        functools.partial(_moved_by, shift), lambda across, x, coming: _moved_by(-shift, coming), split="b", out="b"
     )
 
 
@@ -197,12 +198,12 @@ def _forward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple
     return _call(functools.partial(_forward_turn, width, scale), rectangle, width, arrays, *FORWARD)
 
 
-def _backward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
+def _backward(rectangle: Size, width: int, scale: float, across: Across, *arrays: Array) -> tuple[Array, ...]:
     turn = functools.partial(_backward_turn, width, scale)
     of_qkv, of_offset, of_bias = _call(turn, rectangle, width, arrays, *BACKWARD)
     if arrays[2].shape[0] == 1:
         of_bias = of_bias.sum(0, keepdims=True)
-    return of_qkv, of_offset.sum(0), of_bias
+    return of_qkv, across(of_offset.sum(0)), across(of_bias)
 
 
 def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
