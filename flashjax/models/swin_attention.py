@@ -112,10 +112,9 @@ class RectangleAttention(WindowAttention):
         kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias.astype(cfg.dtype), 3)
         return list(zip(kernels, biases, strict=True))
 
-    def rectangle_bias(self, count: int, mask: Float[Array, "L N N"] | None) -> Float[Array, "l h N N"]:
+    def rectangle_bias(self, count: int) -> Float[Array, "1 h N N"]:
         """What is added to the logits of a rectangle of `count` windows."""
-        bias = paired.position_bias(self.bias_table(), self.window, self.config.stage_window(self.stage), count)
-        return bias if mask is None else bias + mask[:, None]
+        return paired.position_bias(self.bias_table(), self.window, self.config.stage_window(self.stage), count)
 
 
 class PairedAttention(RectangleAttention):
@@ -138,7 +137,9 @@ class PairedAttention(RectangleAttention):
         show_logits(self, jnp.moveaxis(q, -1, 2), jnp.moveaxis(k, -1, 2), scale)
         if cfg.version == 2:
             q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-        mixed = paired.attend(q, k, v, self.rectangle_bias(N // self.window**2, mask)).reshape(B, L, C, N)
+        logits = self.rectangle_bias(N // self.window**2)
+        logits = logits if mask is None else logits + mask[:, None]
+        mixed = paired.attend(q, k, v, logits).reshape(B, L, C, N)
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         out = jnp.einsum("BLkN,kC->BLCN", mixed, kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)[:, None]
         return nn.Dropout(cfg.drop_rate, deterministic=not train)(keep(out))
@@ -182,8 +183,8 @@ class KernelAttention(RectangleAttention):
             q = (q.astype(jnp.float32) * self.logit_scale()[:, 0]).astype(q.dtype)
             qkv, scale = window_kernel.joined(q.reshape(x.shape), k.reshape(x.shape), v, heads), 1.0
             offset = jnp.zeros(qkv.shape[-1], qkv.dtype)
-        logits = self.rectangle_bias(count, mask)
-        mixed: Array = keep(window_kernel.attend(qkv, offset, logits, rectangle, width, scale))
+        logits = self.rectangle_bias(count)
+        mixed: Array = keep(window_kernel.attend(qkv, offset, logits, rectangle, width, scale, mask))
         kernel, bias = Kernel(cfg, C, name="proj")(C)
         kernel = with_logical_constraint(kernel.astype(cfg.dtype), ("heads", None))
         kernel = window_kernel.tiled(kernel.T, heads).T

@@ -5,14 +5,12 @@ Rectangles are the outermost dims of the grid and images the innermost, so that 
 and its gradient summed in place.
 
 The compiler likes maps as [H, W, B, C], where tokens of one image are rows of a stride. Loads and stores with a stride
-are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are cut apart where channels
-are rows: the matrix unit takes rows one after the other, and as many columns as it has at once. So what it keeps has
-tokens or all lanes as columns, and what goes through it the channels of one head as rows, wherever a product allows it.
-Images are computed in stages, which the compiler does not reorder by itself: the products of some stand beside the
-softmax of others.
+are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are cut apart where
+channels are rows, as the matrix unit takes rows one after the other and all columns at once. Images are computed in
+stages, the products of some beside the softmax of others, an order that the compiler does not find by itself.
 
 Shapes: B batch; H, W map; C channels, F with those that fill up tiles; h heads; N tokens of a rectangle; L rectangles
-of a map; l is 1 or L.
+of a map.
 """
 
 import functools
@@ -81,10 +79,11 @@ def joined(
 def attend(
     qkv: Float[Array, "B H W three_F"],
     offset: Float[Array, "three_F"],
-    bias: Float[Array, "l h N N"],
+    bias: Float[Array, "1 h N N"],
     rectangle: Size,
     width: int,
     scale: float = 1.0,
+    mask: Float[Array, "L N N"] | None = None,
 ) -> Float[Array, "B H W F"]:
     """Softmax attention in every rectangle of a map that is cut into some of that size.
 
@@ -100,6 +99,8 @@ def attend(
         rectangle: rows and columns.
         width: channels of a head.
         scale: of the queries, which are rounded to their dtype after it.
+        mask: added to the logits of each rectangle, as `windows.shift_mask` makes it; it has no gradient. Without one a
+            mask of zeros is added: the compiler has one kernel for both, and adding takes it no time.
 
     Returns:
         What each query is mixed to, in the order of `tiled`.
@@ -107,8 +108,8 @@ def attend(
     Raises:
         NotImplementedError: on a GPU.
         ValueError: where channels of a head do not divide 128, qkv has other tiles than the heads of the bias fill, the
-            rectangle does not divide the map or is not that of the bias, and for other dtypes than float32 and
-            bfloat16.
+            rectangle does not divide the map or is not that of the bias or of the mask, and for other dtypes than
+            float32 and bfloat16.
     """
     (H, W), (heads, tokens) = qkv.shape[1:3], bias.shape[1:3]
     tiles, of_tile = _tiles(heads, _width(heads * width, heads))
@@ -119,7 +120,14 @@ def attend(
     if qkv.dtype not in (jnp.float32, jnp.bfloat16) or offset.dtype != qkv.dtype:
         raise ValueError(f"the window kernel computes in float32 or bfloat16, not {qkv.dtype} and {offset.dtype}")
     bias = jnp.pad(bias, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
-    return _attention(rectangle, width, scale, tiles)(qkv, offset[None], bias)[0]
+    of_rectangles = H * W // tokens, tokens, tokens
+    if mask is None:
+        mask = jnp.zeros(of_rectangles)
+    elif mask.shape != of_rectangles:
+        raise ValueError(
+            f"a map of {(H, W)} in rectangles of {rectangle} wants a mask of {of_rectangles}, not {mask.shape}"
+        )
+    return _attention(rectangle, width, scale, tiles)(qkv, offset[None], bias, mask)[0]
 
 
 def cyclic_shift(x: Float[Array, "B H W C"], shift: int) -> Float[Array, "B H W C"]:
@@ -190,20 +198,32 @@ def _fill(x: Array, channels: int) -> Array:
 def _attention(rectangle: Size, width: int, scale: float, tiles: int) -> Callable[..., tuple[Any, ...]]:
     settings = rectangle, width, scale
     return differentiable(
-        functools.partial(_forward, *settings), functools.partial(_backward, *settings), "mhh", "m", tiles
+        functools.partial(_forward, *settings), functools.partial(_backward, *settings), "mhhw", "m", tiles
     )
 
 
-def _forward(rectangle: Size, width: int, scale: float, *arrays: Array) -> tuple[Array, ...]:
+def _forward(
+    rectangle: Size, width: int, scale: float, qkv: Array, offset: Array, bias: Array, mask: Array
+) -> tuple[Array, ...]:
+    arrays = qkv, offset, bias + mask[:, None]
     return _call(functools.partial(_forward_turn, width, scale), rectangle, width, arrays, *FORWARD)
 
 
-def _backward(rectangle: Size, width: int, scale: float, across: Across, *arrays: Array) -> tuple[Array, ...]:
+def _backward(
+    rectangle: Size,
+    width: int,
+    scale: float,
+    across: Across,
+    qkv: Array,
+    offset: Array,
+    bias: Array,
+    mask: Array,
+    of_out: Array,
+) -> tuple[Array, ...]:
     turn = functools.partial(_backward_turn, width, scale)
+    arrays = qkv, offset, bias + mask[:, None], of_out
     of_qkv, of_offset, of_bias = _call(turn, rectangle, width, arrays, *BACKWARD)
-    if arrays[2].shape[0] == 1:
-        of_bias = of_bias.sum(0, keepdims=True)
-    return of_qkv, across(of_offset.sum(0)), across(of_bias)
+    return of_qkv, across(of_offset.sum(0)), across(of_bias.sum(0, keepdims=True)), jnp.zeros_like(mask)
 
 
 def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
@@ -367,7 +387,7 @@ def _call(
         return pl.BlockSpec((*rectangle, IMAGES, lanes), lambda r, s, g, i: (r, s, i, step * g + first))
 
     one = (None, heads // tiles, tokens, tokens)
-    biases = pl.BlockSpec(one, lambda r, s, g, i: (0 if bias.shape[0] == 1 else r * across + s, g, 0, 0))
+    biases = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
     sums = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
     shapes = {kind: jax.ShapeDtypeStruct((H, W, batch, tiles * lanes), dtype) for kind, lanes in WIDE.items()}
     shapes["o"] = jax.ShapeDtypeStruct((down * across, 1, tiles * WIDE["t"]), jnp.float32)

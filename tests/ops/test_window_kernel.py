@@ -34,12 +34,12 @@ def one_by_one(q, k, v, table, size, window, shift):
 def by_the_kernel(q, k, v, table, size, window, shift):
     count = paired.together(size, window)
     bias = paired.position_bias(table, window, window, count)
-    if shift:
-        bias = bias + win.shift_mask(size, window, shift, count)[:, None]
+    mask = win.shift_mask(size, window, shift, count) if shift else None
     heads, channels = table.shape[1], q.shape[-1]
     qkv = window_kernel.joined(*(win.cyclic_shift(x, shift) for x in (q / 2, k, v)), heads)
     offset = qkv[0, 0, 0]  # taken away here and added there: what comes back to it must be 0 in all
-    mixed = window_kernel.attend(qkv - offset, offset, bias, (window, count * window), channels // heads, scale=2.0)
+    rectangle, width = (window, count * window), channels // heads
+    mixed = window_kernel.attend(qkv - offset, offset, bias, rectangle, width, scale=2.0, mask=mask)
     # Out of the tiles again: the product with ones that `tiled` puts there.
     out = mixed @ window_kernel.tiled(jnp.eye(channels, dtype=q.dtype), heads).T
     return win.cyclic_shift(out, -shift)
@@ -69,8 +69,8 @@ def assert_same(found, wanted, atol):
 @pytest.mark.parametrize(
     ("batch", "size", "channels", "heads", "window", "shift"),
     [
-        (2, (3, 6), 4, 2, 3, 0),  # one bias for all
-        (9, (6, 6), 4, 1, 3, 1),  # a bias for each rectangle, two windows in each; two groups of images
+        (2, (3, 6), 4, 2, 3, 0),  # no mask
+        (9, (6, 6), 4, 1, 3, 1),  # a mask for each rectangle, two windows in each; two groups of images
         (2, (2, 2), 192, 3, 2, 0),  # heads in two tiles of lanes, the second half full
         (2, (2, 2), 192, 6, 2, 0),  # three heads in each of two tiles
     ],
@@ -144,3 +144,5 @@ def test_what_it_cannot_do_is_refused():
         window_kernel.attend(qkv, offset, bias, (2, 3), 4)
     with pytest.raises(ValueError, match="1 heads of 4 channels want 384 lanes, not 4"):
         window_kernel.attend(q, offset[:4], bias, (2, 4), 4)
+    with pytest.raises(ValueError, match=r"wants a mask of \(1, 8, 8\), not \(2, 8, 8\)"):
+        window_kernel.attend(qkv, offset, bias, (2, 4), 4, mask=jnp.zeros((2, 8, 8)))
