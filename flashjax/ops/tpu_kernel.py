@@ -141,8 +141,8 @@ def over_tokens(
             [positions, images, C] or [2, positions, 2, images, C] (`rows` and `put` know both), factors [images, 1]
             float32, vectors [1, n].
         out: shapes [B, H, W, C] of the maps among the results; their dtype is that of the first map.
-        sums: shapes [m, n], n the same of all, of float32 sums over all turns, which a turn adds to; what is summed
-            `across` devices then is of the maps' dtype.
+        sums: shapes [m, n], n the same of all, of float32 sums over all turns, which a turn adds to; they come out in
+            the maps' dtype.
         vectors: [n] of others, float32 all the way.
         loops: how often a loop in a turn runs.
         flops, exponentials: of all of it, for the compiler's schedule around it.
@@ -232,10 +232,10 @@ def over_tokens(
     )(*given)
     found_maps = [taken_out(x.reshape(*shape[1:3], batch, shape[-1]), B) for x, shape in zip(found, out, strict=False)]
     totals = [x.sum(0) for x in found[len(out) :]]
-    if sums:
-        totals[0] = totals[0].astype(dtype)
     if across:
         totals = [across(x) for x in totals]
+    if sums:  # before they are cut: the sum over devices then writes that dtype by itself
+        totals[0] = totals[0].astype(dtype)
     of_vectors = [totals[-1][row, :n] for row, n in enumerate(vectors)]
     return [*found_maps, *(totals[0][place] for place in below), *of_vectors]
 
