@@ -125,8 +125,9 @@ def over_tokens(
     *,
     factors: Sequence[Float[Array, "B"]] = (),
     sums: Sequence[tuple[int, int]] = (),
+    sums_dtype: Any = jnp.float32,
     vectors: Sequence[int] = (),
-    across: Across | None = None,
+    total: Across | None = None,
     loops: int = 1,
     flops: int,
     exponentials: int = 0,
@@ -141,9 +142,10 @@ def over_tokens(
             [positions, images, C] or [2, positions, 2, images, C] (`rows` and `put` know both), factors [images, 1]
             float32, vectors [1, n].
         out: shapes [B, H, W, C] of the maps among the results; their dtype is that of the first map.
-        sums: shapes [m, n], n the same of all, of float32 sums over all turns, which a turn adds to; they come out in
-            the maps' dtype.
-        vectors: [n] of others, float32 all the way.
+        sums: shapes [m, n], n the same of all, of float32 sums over all turns, which a turn adds to.
+        sums_dtype: in which they come out.
+        vectors: [n] of others, which come out in float32.
+        total: sums both over devices (`differentiable`).
         loops: how often a loop in a turn runs.
         flops, exponentials: of all of it, for the compiler's schedule around it.
         instead: what to choose on a GPU.
@@ -188,9 +190,11 @@ def over_tokens(
         return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONE_BUFFER)
 
     # One under the other: the compiler writes a long part of a program for each array that is summed over devices.
-    heights = [m for m, _ in sums]
+    heights, widths = [m for m, _ in sums], {n for _, n in sums}
+    if len(widths) > 1:
+        raise ValueError(f"sums one under the other are as wide as each other, not {sorted(widths)}")
     below = [slice(sum(heights[:i]), sum(heights[: i + 1])) for i in range(len(sums))]
-    stacks = [(sum(heights), sums[0][1])] if sums else []
+    stacks = [(sum(heights), *widths)] if sums else []
     stacks += [(len(vectors), max(vectors))] if vectors else []
 
     def from_zero(*refs: Any) -> None:
@@ -232,10 +236,10 @@ def over_tokens(
     )(*given)
     found_maps = [taken_out(x.reshape(*shape[1:3], batch, shape[-1]), B) for x, shape in zip(found, out, strict=False)]
     totals = [x.sum(0) for x in found[len(out) :]]
-    if across:
-        totals = [across(x) for x in totals]
+    if total:
+        totals = [total(x) for x in totals]
     if sums:  # before they are cut: the sum over devices then writes that dtype by itself
-        totals[0] = totals[0].astype(dtype)
+        totals[0] = totals[0].astype(sums_dtype)
     of_vectors = [totals[-1][row, :n] for row, n in enumerate(vectors)]
     return [*found_maps, *(totals[0][place] for place in below), *of_vectors]
 

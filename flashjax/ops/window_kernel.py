@@ -6,8 +6,9 @@ and its gradient summed in place.
 
 The compiler likes maps as [H, W, B, C], where tokens of one image are rows of a stride. Loads and stores with a stride
 are of 32 bits, so that bfloat16 comes as two images at once. Heads, 32 channels of 128 lanes, are cut apart where
-channels are rows, as the matrix unit takes rows one after the other and all columns at once. Images are computed in
-stages, the products of some beside the softmax of others, an order that the compiler does not find by itself.
+channels are rows, as the matrix unit takes rows one after the other and all columns at once; in products over channels
+the others' are rows of zeros. Images are computed in stages, the products of some beside the softmax of others, which
+the compiler does not find by itself.
 
 Shapes: B batch; H, W map; C channels, F with those that fill up tiles; h heads; N tokens of a rectangle; L rectangles
 of a map.
@@ -42,11 +43,12 @@ from flashjax.ops.tpu_kernel import (
 Size = tuple[int, int]
 """Rows and columns."""
 FORWARD, BACKWARD = ("tob", "x"), ("tobx", "tob")
-"""What a pass takes and gives: t queries, keys and values, o their offset, x what they are mixed to, b the bias; of
-offset and bias a result has one for each rectangle."""
+"""What a pass takes and gives: t queries, keys and values, o their offset, x what they are mixed to, b the biases of
+each rectangle; the offset's gradient is of each rectangle too."""
 WIDE = {"t": 3 * LANES, "x": LANES}
 """Lanes of a map that a turn takes."""
-Images = list[tuple[Array, ...]]
+Loaded = list[tuple[Array, ...]]
+"""Of each of some images float32 [N, 128] of some maps."""
 Stages = Generator[None, None, Any]
 """Yields where a stage ends, and returns what is computed."""
 _PARTS = [slice(part * LANES, (part + 1) * LANES) for part in range(3)]
@@ -95,12 +97,13 @@ def attend(
     Args:
         qkv: `joined` queries, keys and values.
         offset: of their dtype, added to each; its gradient costs nothing here and a pass over the map elsewhere.
-        bias: float32, keys by queries, added to the logits, as `paired_windows.position_bias` makes it.
+        bias: float32, keys by queries, added to the logits of all rectangles, as `paired_windows.position_bias` makes
+            it.
         rectangle: rows and columns.
         width: channels of a head.
         scale: of the queries, which are rounded to their dtype after it.
-        mask: added to the logits of each rectangle, as `windows.shift_mask` makes it; it has no gradient. Without one a
-            mask of zeros is added: the compiler has one kernel for both, and adding takes it no time.
+        mask: added to the logits of each rectangle, as `windows.shift_mask` makes it; it has no gradient. Without one
+            zeros are added, so that the compiler has one kernel for both: [L, h, N, N] are written then too.
 
     Returns:
         What each query is mixed to, in the order of `tiled`.
@@ -108,8 +111,8 @@ def attend(
     Raises:
         NotImplementedError: on a GPU.
         ValueError: where channels of a head do not divide 128, qkv has other tiles than the heads of the bias fill, the
-            rectangle does not divide the map or is not that of the bias or of the mask, and for other dtypes than
-            float32 and bfloat16.
+            rectangle does not divide the map or is not that of the bias or of the mask, a bias has rectangles of its
+            own, and for other dtypes than float32 and bfloat16.
     """
     (H, W), (heads, tokens) = qkv.shape[1:3], bias.shape[1:3]
     tiles, of_tile = _tiles(heads, _width(heads * width, heads))
@@ -119,6 +122,8 @@ def attend(
         raise ValueError(f"rectangles of {rectangle} do not cut a map of {(H, W)} with a bias of {tokens} tokens")
     if qkv.dtype not in (jnp.float32, jnp.bfloat16) or offset.dtype != qkv.dtype:
         raise ValueError(f"the window kernel computes in float32 or bfloat16, not {qkv.dtype} and {offset.dtype}")
+    if bias.shape[0] != 1:
+        raise ValueError(f"one bias is for all rectangles, not {bias.shape[0]}: what differs between them is the mask")
     bias = jnp.pad(bias, ((0, 0), (0, tiles * of_tile - heads), (0, 0), (0, 0)))
     of_rectangles = H * W // tokens, tokens, tokens
     if mask is None:
@@ -227,12 +232,14 @@ def _backward(
 
 
 def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any, bias: Any, out: Any) -> None:
-    def attended(images: Images) -> Stages:
+    heads = bias.shape[0]
+
+    def attended(images: Loaded) -> Stages:
         moved = [_moved(loaded, offset, scale) for loaded in images]
-        logits = [_by_head(keys, queries.T, width, bias) for queries, keys, _ in moved]
+        logits = [_by_head(keys, queries.T, width, heads) for queries, keys, _ in moved]
         of_channels = [values.T for _, _, values in moved]
         yield
-        weights = [[_weights(x, bias, head).astype(v.dtype) for head, x in enumerate(each)] for each in logits]
+        weights = [[_weights(x, bias[head]).astype(v.dtype) for head, x in enumerate(each)] for each in logits]
         yield
         return [(_of_heads(x, each, 0, width),) for x, each in zip(of_channels, weights, strict=True)]
 
@@ -241,25 +248,26 @@ def _forward_turn(width: int, scale: float, q: Any, k: Any, v: Any, offset: Any,
 
 def _backward_turn(width: int, scale: float, *refs: Any) -> None:
     q, k, v, offset, bias, of_out, of_qkv, of_offset, of_bias, *parts = refs
+    heads = bias.shape[0]
 
     @pl.when(pl.program_id(3) == 0)
     def _() -> None:
         of_offset[...] = jnp.zeros_like(of_offset)
         of_bias[...] = jnp.zeros_like(of_bias)
 
-    def pulled_back(images: Images) -> Stages:
+    def pulled_back(images: Loaded) -> Stages:
         channels, logits, of_weights = [], [], []
         for *loaded, coming in images:
             queries, keys, values = _moved(loaded, offset, scale)
             channels.append((queries.T, keys.T, coming.astype(of_out.dtype).T))
-            logits.append(_by_head(keys, channels[-1][0], width, bias))
-            of_weights.append(_by_head(values, channels[-1][2], width, bias))
+            logits.append(_by_head(keys, channels[-1][0], width, heads))
+            of_weights.append(_by_head(values, channels[-1][2], width, heads))
         yield
         weights, of_logits = ([[] for _ in images] for _ in range(2))
-        for head in range(bias.shape[0]):
+        for head in range(heads):
             of_head = 0.0
             for image in range(len(images)):
-                softmax, coming = _weights(logits[image][head], bias, head), of_weights[image][head]
+                softmax, coming = _weights(logits[image][head], bias[head]), of_weights[image][head]
                 pulled = softmax * (coming - (softmax * coming).sum(0, keepdims=True))
                 of_head += pulled
                 weights[image].append(softmax.astype(v.dtype))
@@ -285,7 +293,7 @@ def _moved(loaded: Sequence[Array], offset: Any, scale: float) -> list[Array]:
     return [(x * s).astype(offset.dtype) for x, s in zip(moved, (scale, 1, 1), strict=True)]
 
 
-def _by_head(tokens: Array, channels: Array, width: int, bias: Any) -> list[Array]:
+def _by_head(tokens: Array, channels: Array, width: int, heads: int) -> list[Array]:
     """[N, N] of each head: the sum over its channels of [N, 128] by [128, N]."""
 
     def alone(head: int) -> Array:
@@ -294,12 +302,12 @@ def _by_head(tokens: Array, channels: Array, width: int, bias: Any) -> list[Arra
         before, after = ([jnp.zeros((n, channels.shape[1]), channels.dtype)] * (n > 0) for n in around)
         return jnp.concatenate([*before, channels[head * width : (head + 1) * width], *after])
 
-    return [product(tokens, 1, alone(head), 0) for head in range(bias.shape[0])]
+    return [product(tokens, 1, alone(head), 0) for head in range(heads)]
 
 
-def _weights(logits: Array, bias: Any, head: int) -> Array:
+def _weights(logits: Array, bias: Array) -> Array:
     """Softmax over keys, keys by queries."""
-    logits = logits + bias[head]
+    logits = logits + bias
     weights = jnp.exp(logits - logits.max(0, keepdims=True))
     return weights * (1 / weights.sum(0, keepdims=True))
 
@@ -312,7 +320,7 @@ def _of_heads(channels: Array, of_pairs: Sequence[Array], dim: int, width: int) 
     return jnp.concatenate(made).T
 
 
-def _for_each_image(compute: Callable[[Images], Stages], inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+def _for_each_image(compute: Callable[[Loaded], Stages], inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
     """Computes from and to float32 [N, 128] of each image of maps [rows, columns, images, lanes]."""
     together = _together(inputs[0].dtype)
 
@@ -331,7 +339,8 @@ def _for_each_image(compute: Callable[[Images], Stages], inputs: tuple[Any, ...]
 
 def _staggered(every: Sequence[Stages]) -> None:
     """The first stage of one beside the second of that before it, and so on."""
-    waiting, running = list(every), list[Stages]()
+    waiting = list(every)
+    running: list[Stages] = []
     while waiting or running:
         running = waiting[:1] + running
         del waiting[:1]
@@ -388,7 +397,6 @@ def _call(
 
     one = (None, heads // tiles, tokens, tokens)
     biases = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
-    sums = pl.BlockSpec(one, lambda r, s, g, i: (r * across + s, g, 0, 0))
     shapes = {kind: jax.ShapeDtypeStruct((H, W, batch, tiles * lanes), dtype) for kind, lanes in WIDE.items()}
     shapes["o"] = jax.ShapeDtypeStruct((down * across, 1, tiles * WIDE["t"]), jnp.float32)
     shapes["b"] = jax.ShapeDtypeStruct((down * across, heads, tokens, tokens), jnp.float32)
@@ -403,7 +411,7 @@ def _call(
     specs_out = {
         "t": tile(WIDE["t"]),
         "o": pl.BlockSpec((None, 1, WIDE["t"]), lambda r, s, g, i: (r * across + s, 0, g)),
-        "b": sums,
+        "b": biases,
         "x": tile(LANES),
     }
     grid = (down, across, tiles, batch // IMAGES)

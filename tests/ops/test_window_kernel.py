@@ -1,6 +1,8 @@
 """The window kernel, interpreted on the CPU: the map, the attention and the gradients of windows one by one, on a mesh
 too."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,8 +101,9 @@ def test_large_logits_do_not_overflow():
 
 
 @pytest.mark.parametrize(("axes", "heads"), [({"fsdp": 2, "tensor": 2}, 2), ({"tensor": 2}, 3)])
-def test_each_device_of_a_mesh_computes_its_own(axes, heads):
-    args, settings = arguments(8, (2, 2), 4 * heads, heads, 2), ((2, 2), 2, 0)
+@pytest.mark.parametrize(("size", "shift"), [((2, 2), 0), ((4, 4), 1)])
+def test_each_device_of_a_mesh_computes_its_own(axes, heads, size, shift):
+    args, settings = arguments(8, size, 4 * heads, heads, 2), (size, 2, shift)
     wanted = jax.jit(pulled_back(one_by_one, *settings))(*args)
     mesh = make_mesh(MeshConfig(**axes))
     whole = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
@@ -125,6 +128,42 @@ def test_a_shift_is_a_roll_and_its_gradient_the_roll_back(shift, batch):
     np.testing.assert_array_equal(of_x, win.cyclic_shift(weight, -shift))
 
 
+@pytest.mark.parametrize(("channels", "heads", "shift"), [(4, 1, 1), (192, 6, 0), (96, 3, 1)])
+def test_images_of_a_stage_are_computed_as_each_alone(channels, heads, shift, monkeypatch):
+    """As compiled, two images a stage and four such stages in all, but with the interpreter's loads and stores."""
+
+    def by_twos(compute, inputs, outputs):
+        def two(at):
+            found = yield from compute(
+                [tuple(window_kernel._load(ref, at + i, 1)[0] for ref in inputs) for i in (0, 1)]
+            )
+            for i, results in enumerate(found):
+                for ref, result in zip(outputs, results, strict=True):
+                    window_kernel._store(ref, at + i, 1, (result,))
+
+        window_kernel._staggered([two(at) for at in range(0, inputs[0].shape[2], 2)])
+
+    monkeypatch.setattr(window_kernel, "_for_each_image", by_twos)
+    args, settings = arguments(9, (4, 4), channels, heads, 2), ((4, 4), 2, shift)
+    jax.clear_caches()
+    wanted, found = (jax.jit(pulled_back(f, *settings))(*args) for f in (one_by_one, by_the_kernel))
+    jax.clear_caches()
+    assert_same(found, wanted, 1e-4)
+
+
+def test_stages_of_one_stand_beside_those_of_the_next():
+    order = []
+
+    def stages(name):
+        for stage in range(3):
+            order.append(f"{name}{stage}")
+            if stage < 2:
+                yield
+
+    window_kernel._staggered([stages(name) for name in "abc"])
+    assert " ".join(order) == "a0 b0 a1 c0 b1 a2 c1 b2 c2"
+
+
 def test_a_gpu_is_refused():
     gpu = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=gpu)
@@ -146,3 +185,6 @@ def test_what_it_cannot_do_is_refused():
         window_kernel.attend(q, offset[:4], bias, (2, 4), 4)
     with pytest.raises(ValueError, match=r"wants a mask of \(1, 8, 8\), not \(2, 8, 8\)"):
         window_kernel.attend(qkv, offset, bias, (2, 4), 4, mask=jnp.zeros((2, 8, 8)))
+    unchecked = inspect.unwrap(window_kernel.attend)  # where shapes of arguments are not checked
+    with pytest.raises(ValueError, match="one bias is for all rectangles, not 2"):
+        unchecked(qkv, offset, bias.repeat(2, 0), (2, 4), 4)
