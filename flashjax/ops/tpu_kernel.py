@@ -124,7 +124,7 @@ def over_tokens(
     out: Sequence[tuple[int, ...]],
     *,
     factors: Sequence[Float[Array, "B"]] = (),
-    sums: Sequence[tuple[int, int]] = (),
+    sums: Sequence[tuple[int, ...]] = (),
     sums_dtype: Any = jnp.float32,
     vectors: Sequence[int] = (),
     total: Across | None = None,
@@ -190,11 +190,11 @@ def over_tokens(
         return pl.BlockSpec((None, *shape), lambda core, i, j: (core, *(0,) * len(shape)), pipeline_mode=ONE_BUFFER)
 
     # One under the other: the compiler writes a long part of a program for each array that is summed over devices.
-    heights, widths = [m for m, _ in sums], {n for _, n in sums}
+    heights, widths = [shape[0] for shape in sums], {shape[1] for shape in sums}
     if len(widths) > 1:
         raise ValueError(f"sums one under the other are as wide as each other, not {sorted(widths)}")
     below = [slice(sum(heights[:i]), sum(heights[: i + 1])) for i in range(len(sums))]
-    stacks = [(sum(heights), *widths)] if sums else []
+    stacks = [(sum(heights), max(widths))] if sums else []
     stacks += [(len(vectors), max(vectors))] if vectors else []
 
     def from_zero(*refs: Any) -> None:

@@ -279,7 +279,7 @@ def _backward_turn(width: int, scale: float, *refs: Any) -> None:
             of_queries = _of_heads(keys, pulled, 0, width) * scale
             found.append((of_queries, _of_heads(queries, pulled, 1, width), _of_heads(of_mixed, mixing, 1, width)))
         for lanes, of_part in zip(_PARTS, zip(*found, strict=True), strict=True):
-            of_offset[:, lanes] += sum(of_part).sum(0, keepdims=True)
+            of_offset[:, lanes] += functools.reduce(jnp.add, of_part).sum(0, keepdims=True)
         return found
 
     _for_each_image(pulled_back, (q, k, v, of_out), tuple(parts))
