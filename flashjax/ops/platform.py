@@ -27,6 +27,11 @@ def traced_for() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """JAX's name for the devices that are traced for, such as "TPU v5 lite"."""
+    return (traced_device() or jax.devices()[0]).device_kind
+
+
 def cores_of_device() -> int:
     """Of a TPU that is traced for: 2 where JAX counts a chip of two cores as one device (v5p). Of others 1."""
     return getattr(traced_device() or jax.devices()[0], "num_cores", None) or 1

@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from flashjax.ops.platform import cores_of_device, traced_for
+from flashjax.ops.platform import cores_of_device, device_kind, traced_for
 from flashjax.ops.windows import NEIGHBOURS
 
 LANES = 128
@@ -27,6 +27,8 @@ IMAGES = 8
 TURN, ROWS = 2**17, 256
 """Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes; of wide maps as many
 tokens all the same, for which the matrix unit keeps a weight once it has it."""
+WIDE = ("TPU v6", "TPU7")
+"""Chips whose matrix unit is 256 x 256 and not 128 x 128: twice as many tokens there."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
 Across = Callable[[Array], Array]
@@ -92,7 +94,7 @@ def differentiable(
         return jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), found, arrays[: len(split)])
 
     def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
-        mesh, device = jax.sharding.get_abstract_mesh(), (traced_for(), cores_of_device())
+        mesh, device = jax.sharding.get_abstract_mesh(), (device_kind(), cores_of_device())
         if mesh.empty or mesh.size == 1:
             return own(device, () if back else None, *arrays)
         examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
@@ -152,13 +154,17 @@ def over_tokens(
 
     Returns:
         The maps [B, H, W, C], the sums, and the vectors.
+
+    Raises:
+        ValueError: where `sums` are not as wide as each other.
     """
     B, batch, dtype = len(maps[0]), len(maps[0]) + -len(maps[0]) % IMAGES, maps[0].dtype
     every = [*(x.shape for x in maps), *out]
     H, W = min(shape[1:3] for shape in every)
     sides = [shape[1] // H for shape in every]
     lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
-    tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), ROWS)
+    fewest = 2 * ROWS if device_kind().startswith(WIDE) else ROWS
+    tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), fewest)
     # Sums of each core are summed once more, so that a chip with one has one.
     positions, images, cores = _turn(W if 2 in sides else H * W, H * W, batch, tokens, cores_of_device())
     turns = [H * W // positions, batch // images]

@@ -189,6 +189,19 @@ def test_bfloat16_rounds_as_products_do(layers_and_kernel):
     assert_same(found, wanted, 0.02)
 
 
+@pytest.mark.parametrize(("kind", "tokens"), [("TPU v5 lite", 256), ("TPU v6 lite", 512), ("TPU7x", 512)])
+def test_a_turn_of_wide_maps_has_tokens_for_the_matrix_unit(kind, tokens, layers_and_kernel, monkeypatch):
+    seen = []
+    turn_of = tpu_kernel._turn
+    monkeypatch.setattr(tpu_kernel, "_turn", lambda *args: (seen.append(args[3]), turn_of(*args))[1])
+    monkeypatch.setattr(tpu_kernel, "TURN", 1)
+    device = jax.sharding.AbstractDevice(kind, num_cores=1, platform="tpu")
+    jax.clear_caches()
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        jax.eval_shape(layers_and_kernel[1], *arguments((8, 2, 2, 8)))
+    assert seen == [tokens]
+
+
 @pytest.mark.parametrize(("rough", "of_share", "of_gelu"), [(False, 2e-7, 4e-7), (True, 5.1e-5, 2.6e-5)])
 def test_the_normal_distribution_is_as_near_as_is_said(rough, of_share, of_gelu, monkeypatch):
     monkeypatch.setattr(branches.pl, "reciprocal", lambda x, approx: 1 / x)  # interpreted it is that of bfloat16
