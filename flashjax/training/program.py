@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flashjax.analysis.flops import flops_by
@@ -22,6 +23,9 @@ from flashjax.training.optimizers import make_average, make_optimizer, optimizer
 from flashjax.training.parametrization import parametrize
 from flashjax.training.sharding import lint, on_mesh, shardings_for
 from flashjax.training.step import TrainState, make_eval_step, make_init, make_train_step
+
+LARGE = 2**14
+"""Numbers of a gradient whose layout counts: sixteen tiles of a TPU's registers."""
 
 
 class Program:
@@ -62,6 +66,7 @@ class Program:
             accumulate,
             average,
             self.constrain_micro,
+            self.lay_out,
         )
         self.step_fn = on_mesh(step_fn, self.mesh)
         self.train_step = jax.jit(
@@ -91,6 +96,22 @@ class Program:
         """Micro-batches [accumulate, rows, ...] in their places."""
         where = NamedSharding(self.mesh, PartitionSpec(None, BATCH_AXES))
         return jax.lax.with_sharding_constraint(batch, where)
+
+    def lay_out(self, gradients: Any) -> Any:
+        """For TPUs large gradients of parameters that are whole on each device row by row, as parameters lie.
+
+        By itself the compiler updates a parameter as its gradient comes, which may be transposed, and copies the
+        parameter and its moments to that layout and back. What is split is cut out of its gradient, and copied anyway.
+        """
+        if platform.traced_for() != "tpu":
+            return gradients
+
+        def one(gradient: jax.Array, where: NamedSharding) -> jax.Array:
+            if gradient.ndim < 2 or gradient.size < LARGE or not where.is_fully_replicated:
+                return gradient
+            return with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
+
+        return jax.tree.map(one, gradients, self.shardings.params)
 
     def init(self) -> TrainState:
         """The state of step 0: drawn sharded; pretrained leaves are put in their places."""

@@ -112,8 +112,10 @@ def make_train_step(
     accumulate: int = 1,
     average: Average | None = None,
     constrain: Callable[[Batch], Batch] = lambda batch: batch,
+    lay_out: Callable[[Any], Any] = lambda grads: grads,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One update: ``(state, batch) -> (state, metrics)``; ``accumulate`` and ``constrain`` as of ``make_gradients``.
+    """One update: ``(state, batch) -> (state, metrics)``; ``accumulate`` and ``constrain`` as of ``make_gradients``,
+    ``lay_out`` says how gradients lie in memory.
 
     An update whose loss or gradient norm is not finite is not applied: the state stays, ``halted`` is set, and
     further steps do nothing until it is cleared.
@@ -126,6 +128,7 @@ def make_train_step(
             prepared = objective.prepare(batch, data_key)
         loss, metrics, collections, grads = gradients(state.params, state.collections, prepared, model_key)
         with jax.named_scope("optimizer"):
+            grads = lay_out(grads)
             grad_norm = optax.global_norm(grads)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

@@ -98,3 +98,17 @@ def test_a_step_on_any_mesh_equals_one_device(mesh, accumulate):
     if accumulate > 1:  # a running mean moves once a micro-batch
         alone, sharded = ([tree for i, tree in enumerate(trees) if i != 2] for trees in (alone, sharded))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), alone, sharded)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "platform", "laid_out"),
+    [(MeshConfig(data=8), "tpu", 1), (MeshConfig(fsdp=8), "tpu", 0), (MeshConfig(data=8), "gpu", 0)],
+)
+def test_for_tpus_large_gradients_of_whole_parameters_lie_as_these(mesh, platform, laid_out, tmp_path):
+    program = Program(experiment(tmp_path, mesh=mesh))
+    device = jax.sharding.AbstractDevice("named", num_cores=1, platform=platform)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        jaxpr = jax.make_jaxpr(program.lay_out)(program.abstract_state.params)
+    constrained = [equation for equation in jaxpr.eqns if equation.primitive.name == "layout_constraint"]
+    assert len(constrained) == laid_out
+    assert all(equation.params["layout"].major_to_minor == (0, 1) for equation in constrained)
