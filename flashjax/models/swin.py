@@ -29,6 +29,7 @@ from flashjax.ops import branch_kernels, window_kernel
 from flashjax.ops import paired_windows as paired
 from flashjax.ops import windows as win
 from flashjax.ops.loop import KEPT, in_turns, keep
+from flashjax.ops.parts import joined, parts
 from flashjax.ops.platform import chosen
 from flashjax.ops.resize import resize_bicubic
 
@@ -214,17 +215,29 @@ class SwinStage(nn.Module):
 
         `factors`: of each block what stochastic depth multiplies its branches by; None: nothing.
         """
-        cfg = self.config
-        of_blocks = [None] * cfg.depths[self.stage] if factors is None else list(factors)
-        if cfg.loops(self.stage, train) and not self.is_initializing() and not is_watched(self):
-            x = self.loop(x, of_blocks, train)
-        else:
-            block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
-            for j, own in enumerate(of_blocks):
-                x = block(cfg, self.stage, shifted=j % 2 == 1, name=f"block_{j}")(x, train, own)
-        if self.stage == len(cfg.depths) - 1:
-            return x, x
-        return x, PatchMerging(cfg, name="downsample")(x)
+        cfg, single = self.config, self.is_initializing() or is_watched(self)
+        block = nn.remat(SwinBlock, static_argnums=(2,)) if cfg.remat else SwinBlock
+        depth, last = cfg.depths[self.stage], self.stage == len(cfg.depths) - 1
+        blocks = [block(cfg, self.stage, shifted=j % 2 == 1, name=f"block_{j}") for j in range(depth)]
+        merge = (lambda x: x) if last else PatchMerging(cfg, name="downsample")
+
+        def compute(x: Array, factors: Array | None) -> tuple[Array, Array]:
+            own = [None] * depth if factors is None else list(factors)
+            if cfg.loops(self.stage, train) and not single:
+                x = self.loop(x, own, train)
+            else:
+                for block, factor in zip(blocks, own, strict=True):
+                    x = block(x, train, factor)
+            return x, merge(x)
+
+        together = cfg.at_a_time(self.stage, train)
+        if not together or single:
+            return compute(x, factors)
+        images = parts(x, together)
+        of_parts = [None] * len(images) if factors is None else parts(factors, together, axis=2)
+        computed = [compute(*part) for part in zip(images, of_parts, strict=True)]
+        features, entering = (joined(cut, len(x)) for cut in zip(*computed, strict=True))
+        return features, entering
 
     def loop(self, x: Float[Array, "B H W C"], factors: Sequence[Array | None], train: bool) -> Float[Array, "B H W C"]:
         """The blocks, a pair in each turn."""

@@ -9,7 +9,7 @@ import numpy as np
 from flashjax.layers.initializers import KERNELS
 from flashjax.models.widths import at_ratio
 from flashjax.ops.branch_kernels import LARGEST, LARGEST_OF_OLDER, OLDER
-from flashjax.ops.platform import traced_device, traced_for
+from flashjax.ops.platform import device_kind, traced_for
 from flashjax.ops.tpu_kernel import LANES, axes
 
 
@@ -73,6 +73,10 @@ class SwinConfig:
     """How the blocks of a stage are compiled; the function is the same. apart: each for itself. looped: by pairs, as
     turns of one loop, in stages of four or more: less to compile, but norms are computed again and parameters copied.
     Where features are dropped or watched blocks are apart in any case."""
+    together: tuple[int, ...] = ()
+    """Images of a device that a stage and the merging behind it compute at a time, one number for each stage; 0, and
+    without numbers: all. The function is the same, what is between stays in a memory that is near, and there is as much
+    more to compile. Where features are dropped or watched all are computed at once in any case."""
     remat: bool = False
     """Recomputes each block in the backward pass instead of keeping its activations."""
     dtype: str = "float32"
@@ -99,6 +103,10 @@ class SwinConfig:
             )
         if self.blocks not in ("apart", "looped"):
             raise ValueError(f"blocks must be apart or looped, got {self.blocks!r}")
+        if self.together and (len(self.together) != len(self.depths) or min(self.together) < 0):
+            raise ValueError(
+                f"together {self.together} must be images, 0 for all, of each of the {len(self.depths)} stages"
+            )
         if self.attention in ("paired", "kernel") and self.attn_drop_rate:
             raise ValueError(
                 f"attn_drop_rate {self.attn_drop_rate} needs weights that attention={self.attention!r} does not keep: "
@@ -176,9 +184,7 @@ class SwinConfig:
                 f"branches='fused' computes whole layers, and the mesh splits them over {split}: use 'apart'"
             )
         takes = self.version == 1 and not self.drop_rate and not split and traced_for() == "tpu"
-        device = traced_device()
-        kind = "" if device is None else device.device_kind
-        largest = LARGEST_OF_OLDER if kind.startswith(OLDER) else LARGEST
+        largest = LARGEST_OF_OLDER if device_kind().startswith(OLDER) else LARGEST
         # Beside each number its gradient is there in float32.
         fits = channels * features * (4 + (2 if self.dtype == "bfloat16" else 4)) <= largest * 6
         return fits and (takes if self.branches == "auto" else self.branches == "fused")
@@ -186,12 +192,21 @@ class SwinConfig:
     def loops(self, stage: int, train: bool) -> bool:
         """Whether the blocks of a stage are turns of a loop."""
         depth = self.depths[stage]
-        dropping = train and (self.drop_rate or self.attn_drop_rate)
-        return self.blocks == "looped" and depth >= 4 and depth % 2 == 0 and not dropping
+        return self.blocks == "looped" and depth >= 4 and depth % 2 == 0 and not self._drops(train)
+
+    def at_a_time(self, stage: int, train: bool) -> int:
+        """Images of a device that a stage computes together, 0 for all."""
+        return self.together[stage] if self.together and not self._drops(train) else 0
+
+    def _drops(self, train: bool) -> bool:
+        """Whether features or weights of attention are dropped, by draws that follow the order of what is computed."""
+        return bool(train and (self.drop_rate or self.attn_drop_rate))
 
     def plain(self) -> "SwinConfig":
         """The same function without what a layout or recomputation adds to its FLOPs."""
-        return dataclasses.replace(self, attention="windows", branches="apart", blocks="apart", remat=False)
+        return dataclasses.replace(
+            self, attention="windows", branches="apart", blocks="apart", together=(), remat=False
+        )
 
     def drop_path_rates(self) -> tuple[float, ...]:
         """Stochastic depth of every block, first to last."""

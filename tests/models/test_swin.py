@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import chex
 import jax
@@ -403,6 +404,38 @@ def test_fused_branches_are_the_same_function_with_the_same_draws(size, depths, 
         jax.tree.map(np.testing.assert_array_equal, drawn_at_first(fused, images), drawn)
         assert_same_function(value_and_gradients(fused, variables, images, **training), wanted)
         np.testing.assert_allclose(apply(fused, variables, images), evaluated, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(attention="paired", remat=True),
+        pytest.param(dict(blocks="looped", depths=(4, 2)), marks=pytest.mark.slow),
+        pytest.param(dict(version=2), marks=pytest.mark.slow),
+    ],
+)
+def test_images_some_at_a_time_are_the_same_function_with_the_same_draws(options):
+    images, training = noise(3, 32, 32, 3), dict(train=True, rngs={"drop_path": jax.random.key(2)})
+    shape = {"depths": (2, 1), "num_heads": (2, 2), "drop_path_rate": 0.5, "pretrained_window_sizes": (0, 0), **options}
+    whole, together = small(**shape), small(**shape, together=(1, 2))
+    variables, drawn = parameters(whole), drawn_at_first(whole, images)
+    jax.tree.map(np.testing.assert_array_equal, drawn_at_first(together, images), drawn)
+    wanted = value_and_gradients(whole, variables, images, **training)
+    assert_same_function(value_and_gradients(together, variables, images, **training), wanted)
+    features = [model.apply(variables, images, method="features") for model in (together, whole)]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *features)
+
+
+def test_where_images_are_computed_at_a_time():
+    config = SwinConfig(depths=(2, 4, 5), num_heads=(2, 2, 2), embed_dim=16, together=(2, 0, 8))
+    assert [config.at_a_time(stage, train=True) for stage in range(3)] == [2, 0, 8]
+    dropping = dataclasses.replace(config, drop_rate=0.1)
+    assert not dropping.at_a_time(0, train=True) and dropping.at_a_time(0, train=False) == 2
+    assert not config.plain().at_a_time(0, train=True)
+    for wrong in ((2, 2), (2, -1, 8)):
+        with pytest.raises(ValueError, match=rf"together {re.escape(str(wrong))} .* each of the 3 stages"):
+            dataclasses.replace(config, together=wrong)
 
 
 def test_which_stages_are_loops():

@@ -47,7 +47,8 @@ def test_nothing_changes_for_the_same_configuration(trained):
 
 
 @pytest.mark.parametrize(
-    "layout", [{"attention": "paired"}, {"branches": "apart"}, {"blocks": "looped"}, {"remat": True}]
+    "layout",
+    [{"attention": "paired"}, {"branches": "apart"}, {"blocks": "looped"}, {"together": (2, 0)}, {"remat": True}],
 )
 def test_another_layout_is_the_same_model(trained, layout):
     target = SwinConfig(ape=True, **BASE, **layout)
