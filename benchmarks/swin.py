@@ -1,6 +1,6 @@
 """Swin-T on this machine: flashjax against Hugging Face's torch implementation, eager and compiled, in one run.
 
-    python -m benchmarks.swin [--json FILE] [--batch 8] [--rounds 8] [--no_compile]        (extra: parity)
+    python -m benchmarks.swin [--json FILE] [--batch 8] [--rounds 8] [--together 1 2 4 0] [--no_compile]  (extra parity)
 
 Forward (inference) and training step (forward, backward, AdamW) at 224 in float32 under the same weights. The
 contenders take turns, round by round, so that drift slows all of them; a ratio is the median over rounds of torch's
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -53,9 +54,11 @@ def torch_steps(batch: int, images: np.ndarray, labels: np.ndarray, compiled: bo
     return forward, train, weights
 
 
-def jax_steps(weights: dict, images: np.ndarray, labels: np.ndarray) -> tuple[Step, Step, dict[str, int]]:
+def jax_steps(
+    weights: dict, images: np.ndarray, labels: np.ndarray, together: Sequence[int]
+) -> tuple[Step, Step, dict[str, int]]:
     """(forward, training step, FLOPs of each) of flashjax's model under the same weights."""
-    model = models.create(NAME, drop_path_rate=0.0)
+    model = models.create(NAME, drop_path_rate=0.0, together=tuple(together))
     params = jax.tree.map(jnp.asarray, interop.from_torch(NAME, weights)["params"])
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
     x, y = jnp.asarray(images), jnp.asarray(labels)
@@ -94,6 +97,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images in a batch (default 8)")
     parser.add_argument("--rounds", type=int, default=8, help="measured rounds (default 8)")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out (compiling takes minutes)")
+    parser.add_argument(
+        "--together", type=int, nargs="+", default=(), help="images that each of flashjax's stages computes at a time"
+    )
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch, 224, 224, 3)).astype(np.float32)
@@ -102,8 +108,9 @@ def main() -> None:
     made = {"torch eager": torch_steps(args.batch, images, labels, compiled=False)}
     if not args.no_compile:
         made["torch.compile"] = torch_steps(args.batch, images, labels, compiled=True)
-    *jax_made, flops = jax_steps(made["torch eager"][2], images, labels)
+    *jax_made, flops = jax_steps(made["torch eager"][2], images, labels, args.together)
     result: dict = {"batch": args.batch, "rounds": args.rounds, "cores": os.cpu_count(), "machine": platform.machine()}
+    result["together"] = list(args.together)
     result["versions"] = {m.__name__: m.__version__ for m in (jax, torch, transformers)}
     print(f"Swin-T 224, batch {args.batch}, float32, {os.cpu_count()} cores; {result['versions']}")
     print(f"{'':10}{'contender':15}{'median ms':>10}{'least ms':>10}{'GFLOP/s':>9}{'time / flashjax':>17}")
