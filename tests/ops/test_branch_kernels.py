@@ -1,5 +1,7 @@
 """Kernels of branches, interpreted on the CPU: the branch and its gradients as layers compute them, on a mesh too."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -221,6 +223,14 @@ def test_each_device_of_a_mesh_computes_its_own_examples(axes, layers_and_kernel
     mesh = make_mesh(MeshConfig(**axes), jax.devices()[: int(np.prod(list(axes.values())))])
     whole = jax.device_put(args, NamedSharding(mesh, PartitionSpec()))
     assert_same(jax.jit(on_mesh(pulled_back(kernel), mesh))(*whole), wanted, 2e-6)
+
+
+def test_devices_add_their_gradients_of_bfloat16_weights_in_float32(layers_and_kernel):
+    args = arguments((8, 2, 2, 8), jnp.bfloat16)
+    whole = jax.device_put(args, NamedSharding(mesh := make_mesh(MeshConfig(data=8)), PartitionSpec()))
+    lowered = jax.jit(on_mesh(pulled_back(layers_and_kernel[1]), mesh)).lower(*whole)
+    summed = re.findall(r"stablehlo.all_reduce.*?\}\) : \(tensor<([^>]*)>", lowered.as_text(), re.DOTALL)
+    assert summed and all(of.endswith("xf32") for of in summed)
 
 
 def test_what_kernels_cannot_do_is_refused(layers_and_kernel):
