@@ -98,10 +98,11 @@ class Program:
         return jax.lax.with_sharding_constraint(batch, where)
 
     def lay_out(self, gradients: Any) -> Any:
-        """For TPUs large gradients of parameters that are whole on each device row by row, as parameters lie.
+        """For TPUs large gradients of parameters that are whole on each device row by row, as most parameters lie.
 
         By itself the compiler updates a parameter as its gradient comes, which may be transposed, and copies the
-        parameter and its moments to that layout and back. What is split is cut out of its gradient, and copied anyway.
+        parameter and its moments to that layout and back; as it does here with those few that it lays out otherwise.
+        What is split is cut out of its gradient, and copied anyway.
         """
         if platform.traced_for() != "tpu":
             return gradients

@@ -104,7 +104,7 @@ def test_a_step_on_any_mesh_equals_one_device(mesh, accumulate):
     ("mesh", "platform", "laid_out"),
     [(MeshConfig(data=8), "tpu", 1), (MeshConfig(fsdp=8), "tpu", 0), (MeshConfig(data=8), "gpu", 0)],
 )
-def test_for_tpus_large_gradients_of_whole_parameters_lie_as_these(mesh, platform, laid_out, tmp_path):
+def test_for_tpus_large_gradients_of_whole_parameters_lie_row_by_row(mesh, platform, laid_out, tmp_path):
     program = Program(experiment(tmp_path, mesh=mesh))
     device = jax.sharding.AbstractDevice("named", num_cores=1, platform=platform)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
@@ -112,3 +112,11 @@ def test_for_tpus_large_gradients_of_whole_parameters_lie_as_these(mesh, platfor
     constrained = [equation for equation in jaxpr.eqns if equation.primitive.name == "layout_constraint"]
     assert len(constrained) == laid_out
     assert all(equation.params["layout"].major_to_minor == (0, 1) for equation in constrained)
+
+
+def test_a_step_updates_with_gradients_as_they_were_laid_out(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Program, "lay_out", lambda self, gradients: seen.append(gradients) or gradients)
+    program = Program(experiment(tmp_path))
+    assert program.traced_step and len(seen) == 1
+    assert jax.tree.map(jnp.shape, seen[0]) == jax.tree.map(jnp.shape, program.abstract_state.params)
