@@ -76,7 +76,8 @@ class SwinConfig:
     together: tuple[int, ...] = ()
     """Images of a device that a stage and the merging behind it compute at a time, one number for each stage; 0, and
     without numbers: all. The function is the same, what is between stays in a memory that is near, and there is as much
-    more to compile. Where features are dropped or watched all are computed at once in any case."""
+    more to compile. For forms without kernels, whose gradients devices would sum once for each part. Where features are
+    dropped or watched all are computed at once in any case."""
     remat: bool = False
     """Recomputes each block in the backward pass instead of keeping its activations."""
     dtype: str = "float32"

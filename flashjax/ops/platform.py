@@ -14,27 +14,26 @@ _choices: ContextVar[Choices | None] = ContextVar("choices", default=None)
 _as_elsewhere: ContextVar[bool] = ContextVar("as_elsewhere", default=False)
 
 
-def traced_device() -> jax.sharding.AbstractDevice | None:
-    """What the devices of the mesh are that is traced under; None without one, or where the mesh does not say."""
+def traced_device() -> Any:
+    """A device of the mesh that is traced under, which for a plan is not there; without a mesh, or where that does not
+    say what its devices are, the first of this process."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else mesh.abstract_device
+    return (None if mesh.empty else mesh.abstract_device) or jax.devices()[0]
 
 
 def traced_for() -> str:
-    """cpu, gpu or tpu: of the devices of the mesh that is traced under, which for a plan are not there; without a mesh
-    the platform of this process."""
-    device = traced_device()
-    return jax.default_backend() if device is None else device.platform
+    """cpu, gpu or tpu: of the devices that are traced for."""
+    return traced_device().platform
 
 
 def device_kind() -> str:
     """JAX's name for the devices that are traced for, such as "TPU v5 lite"."""
-    return (traced_device() or jax.devices()[0]).device_kind
+    return traced_device().device_kind
 
 
 def cores_of_device() -> int:
     """Of a TPU that is traced for: 2 where JAX counts a chip of two cores as one device (v5p). Of others 1."""
-    return getattr(traced_device() or jax.devices()[0], "num_cores", None) or 1
+    return getattr(traced_device(), "num_cores", None) or 1
 
 
 def on_one_cpu() -> bool:

@@ -26,9 +26,9 @@ IMAGES = 8
 """Rows of a tile: a batch is filled up to a multiple of it."""
 TURN, ROWS = 2**17, 256
 """Numbers of a map that a turn of `over_tokens` takes, at most, those included that fill up lanes; of wide maps as many
-tokens all the same, for which the matrix unit keeps a weight once it has it."""
-WIDE = ("TPU v6", "TPU7")
-"""Chips whose matrix unit is 256 x 256 and not 128 x 128: twice as many tokens there."""
+tokens all the same (on `LARGE_UNIT` twice as many), for which the matrix unit keeps a weight once it has it."""
+LARGE_UNIT = ("TPU v6", "TPU7")
+"""Chips whose matrix unit is 256 x 256 and not 128 x 128."""
 MEMORY = 48 * 2**20
 """Bytes of the chip's own memory that it may take."""
 Across = Callable[[Array], Array]
@@ -85,7 +85,7 @@ def differentiable(
     """
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def own(device: tuple[str, int], summed: tuple[str, ...] | None, *arrays: Any) -> tuple[Any, ...]:
+    def own(device: tuple[str, str, int], summed: tuple[str, ...] | None, *arrays: Any) -> tuple[Any, ...]:
         """`summed`: mesh axes, None of a forward pass. `device`, what it is traced for, keeps traces apart."""
         del device
         if summed is None:
@@ -94,7 +94,7 @@ def differentiable(
         return jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), found, arrays[: len(split)])
 
     def on_mesh(arrays: tuple[Any, ...], split: str, out: str, back: bool) -> tuple[Any, ...]:
-        mesh, device = jax.sharding.get_abstract_mesh(), (device_kind(), cores_of_device())
+        mesh, device = jax.sharding.get_abstract_mesh(), (traced_for(), device_kind(), cores_of_device())
         if mesh.empty or mesh.size == 1:
             return own(device, () if back else None, *arrays)
         examples, heads = axes("batch", arrays[0].shape[0], mesh), axes("heads", tiles, mesh)
@@ -163,7 +163,7 @@ def over_tokens(
     H, W = min(shape[1:3] for shape in every)
     sides = [shape[1] // H for shape in every]
     lanes = [side**2 * in_lanes(shape[-1]) for shape, side in zip(every, sides, strict=True)]
-    fewest = 2 * ROWS if device_kind().startswith(WIDE) else ROWS
+    fewest = 2 * ROWS if device_kind().startswith(LARGE_UNIT) else ROWS
     tokens = max(min(TURN // lanes[0], 2 * TURN // max(lanes)), fewest)
     # Sums of each core are summed once more, so that a chip with one has one.
     positions, images, cores = _turn(W if 2 in sides else H * W, H * W, batch, tokens, cores_of_device())
