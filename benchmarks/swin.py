@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 import optax
 import torch
 import transformers
+from flax import linen as nn
 
 from benchmarks.turns import Step, median_ratio, take_turns
 from flashjax import interop, models
@@ -55,10 +55,9 @@ def torch_steps(batch: int, images: np.ndarray, labels: np.ndarray, compiled: bo
 
 
 def jax_steps(
-    weights: dict, images: np.ndarray, labels: np.ndarray, together: Sequence[int]
+    model: nn.Module, weights: dict, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Step, Step, dict[str, int]]:
     """(forward, training step, FLOPs of each) of flashjax's model under the same weights."""
-    model = models.create(NAME, drop_path_rate=0.0, together=tuple(together))
     params = jax.tree.map(jnp.asarray, interop.from_torch(NAME, weights)["params"])
     optimizer = optax.adamw(1e-3, weight_decay=0.05)
     x, y = jnp.asarray(images), jnp.asarray(labels)
@@ -98,9 +97,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="measured rounds (default 8)")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out (compiling takes minutes)")
     parser.add_argument(
-        "--together", type=int, nargs="+", default=(), help="images that each of flashjax's stages computes at a time"
+        "--together",
+        type=int,
+        nargs=4,
+        default=(),
+        help="images that flashjax's stages compute at a time (default all)",
     )
     args = parser.parse_args()
+    model = models.create(NAME, drop_path_rate=0.0, together=tuple(args.together))
     rng = np.random.default_rng(0)
     images = rng.normal(size=(args.batch, 224, 224, 3)).astype(np.float32)
     labels = rng.integers(0, 1000, args.batch).astype(np.int32)
@@ -108,11 +112,12 @@ def main() -> None:
     made = {"torch eager": torch_steps(args.batch, images, labels, compiled=False)}
     if not args.no_compile:
         made["torch.compile"] = torch_steps(args.batch, images, labels, compiled=True)
-    *jax_made, flops = jax_steps(made["torch eager"][2], images, labels, args.together)
+    *jax_made, flops = jax_steps(model, made["torch eager"][2], images, labels)
     result: dict = {"batch": args.batch, "rounds": args.rounds, "cores": os.cpu_count(), "machine": platform.machine()}
     result["together"] = list(args.together)
     result["versions"] = {m.__name__: m.__version__ for m in (jax, torch, transformers)}
-    print(f"Swin-T 224, batch {args.batch}, float32, {os.cpu_count()} cores; {result['versions']}")
+    how = f"float32, {os.cpu_count()} cores, images at a time: {args.together or 'all'}"
+    print(f"Swin-T 224, batch {args.batch}, {how}; {result['versions']}")
     print(f"{'':10}{'contender':15}{'median ms':>10}{'least ms':>10}{'GFLOP/s':>9}{'time / flashjax':>17}")
     for i, phase in enumerate(("forward", "train")):
         contenders = {"flashjax": jax_made[i]} | {name: steps[i] for name, steps in made.items()}
